@@ -1,0 +1,165 @@
+"""Ray actors that train each dynamics ensemble once, whoever asks and however often.
+
+`EnsembleService` is one coordinator per cluster and storage: asked for an
+ensemble, it returns the published one, or has it trained by an
+`EnsembleTrainer`, an actor of its own that holds a GPU if the cluster has one
+and is killed when it is done. Callers of the same key wait for the same
+training; a trainer that dies continues from its last epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from algorithms.data.datasets import load
+from algorithms.dynamics.ensemble import DynamicsEnsemble
+from algorithms.dynamics.store import (
+    PublishedEnsemble,
+    ensemble_folder,
+    publish_ensemble,
+    read_ensemble,
+    stack_ensembles,
+)
+from algorithms.dynamics.training import EnsembleTraining
+from algorithms.errors import UserError
+from algorithms.identity import EnsembleSpec, code_version
+from algorithms.transitions import Transition
+
+log = logging.getLogger(__name__)
+NAMESPACE = "orchestrator"
+
+
+@ray.remote(max_restarts=3, max_task_retries=3)
+class EnsembleTrainer:
+    """Trains one ensemble and publishes it; restarted, it goes on after its last epoch."""
+
+    def train(self, spec: EnsembleSpec, storage: Path, service: ActorHandle | None) -> None:
+        on_gpu = bool(ray.get_gpu_ids())
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        torch.set_num_threads(max(1, int(cpus)))
+        for epoch in train_ensemble(spec, storage, device="cuda" if on_gpu else "cpu"):
+            if service is not None:
+                service.report.remote(spec.key, epoch)
+
+
+def train_ensemble(spec: EnsembleSpec, storage: Path, device: str = "cpu") -> Any:
+    """Train and publish one ensemble, yielding the metrics of every epoch.
+
+    A checkpoint is written after each epoch and removed with the publication.
+    """
+    folder = ensemble_folder(storage, spec.key)
+    checkpoint = folder.with_name(f".{spec.key}-training.pt")
+    data = load(spec.dataset, storage)
+    training = EnsembleTraining(
+        Transition.from_numpy(data), spec.settings, seeds=[spec.seed], device=device
+    )
+    history: list[dict[str, float]] = []
+    seconds = 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        training.load_state_dict(state["training"])
+        history, seconds = json.loads(state["history"]), state["seconds"]
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    while not training.finished:
+        begin = time.monotonic()
+        metrics = {name: values[0] for name, values in training.train_epoch().items()}
+        seconds += time.monotonic() - begin
+        history.append(metrics)
+        state = {
+            "training": training.state_dict(),
+            "history": json.dumps(history),
+            "seconds": seconds,
+        }
+        aside = checkpoint.with_suffix(f".{os.getpid()}.tmp")
+        torch.save(state, aside)
+        os.replace(aside, checkpoint)
+        yield {"epoch": training.epoch, **metrics}
+    ensemble, result = training.result()
+    publish_ensemble(storage, spec, ensemble, result[0], history, seconds)
+    checkpoint.unlink(missing_ok=True)
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class EnsembleService:
+    """Single-flight per key: concurrent callers get the result of one training."""
+
+    def __init__(self, storage: Path) -> None:
+        self._storage = storage
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._progress: dict[str, dict[str, float]] = {}
+
+    async def obtain(self, spec: EnsembleSpec, resources: dict[str, float]) -> PublishedEnsemble:
+        """The ensemble, trained with `resources` (`num_cpus`, `num_gpus`) if need be."""
+        async with self._locks.setdefault(spec.key, asyncio.Lock()):
+            published = await asyncio.to_thread(read_ensemble, self._storage, spec.key)
+            if published is None:
+                await self._train(spec, resources)
+                published = await asyncio.to_thread(read_ensemble, self._storage, spec.key)
+            assert published is not None
+            return published
+
+    async def _train(self, spec: EnsembleSpec, resources: dict[str, float]) -> None:
+        # DEFAULT scheduling: inside a trial's placement group the trainer would wait for
+        # the very resources that the trial holds.
+        trainer = EnsembleTrainer.options(scheduling_strategy="DEFAULT", **resources).remote()
+        service = ray.get_runtime_context().current_actor
+        try:
+            await trainer.train.remote(spec, self._storage, service)
+        finally:
+            ray.kill(trainer)  # gives its GPU back at once
+            self._progress.pop(spec.key, None)
+
+    async def report(self, key: str, epoch: dict[str, float]) -> None:
+        self._progress[key] = epoch
+
+    async def progress(self) -> dict[str, dict[str, float]]:
+        """The last epoch's metrics of every ensemble in training."""
+        return self._progress
+
+
+def ensemble_service(storage: Path) -> ActorHandle:
+    """The cluster's coordinator for this storage and version of the code, started if needed."""
+    if not ray.is_initialized():
+        raise UserError("Ray is not running: call ray.init() first")
+    identity = f"{storage.resolve()}|{code_version()}"
+    name = f"ensembles-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return EnsembleService.options(
+        name=name,
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        scheduling_strategy="DEFAULT",
+    ).remote(storage)
+
+
+def trainer_resources(device: str = "auto", num_cpus: float = 1) -> dict[str, float]:
+    """A whole GPU where the cluster has one and `device` allows it, else `num_cpus`."""
+    on_gpu = device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+    return {"num_cpus": num_cpus, "num_gpus": 1 if on_gpu else 0}
+
+
+def obtain_ensembles(specs: Sequence[EnsembleSpec], storage: Path) -> list[PublishedEnsemble]:
+    """Published ensembles in the order of `specs`; what is missing is trained first."""
+    service = ensemble_service(storage)
+    resources = trainer_resources()
+    distinct = {spec.key: spec for spec in specs}
+    references = {key: service.obtain.remote(spec, resources) for key, spec in distinct.items()}
+    return [ray.get(references[spec.key]) for spec in specs]
+
+
+def obtain_ensemble(specs: Sequence[EnsembleSpec], storage: Path) -> DynamicsEnsemble:
+    """The ensembles of a stack of seeds as one, on the CPU."""
+    return stack_ensembles(obtain_ensembles(specs, storage))

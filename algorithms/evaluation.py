@@ -1,0 +1,86 @@
+"""Evaluation in real physics: many MuJoCo episodes side by side, normalised scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from algorithms.environments import make_env, stream_seed
+
+# First word of every seed drawn here, so that no evaluation starts from a state that
+# generated data (`data/bundled.py` has a stream of its own).
+EVALUATION_STREAM = 0xE7A1
+
+
+class Evaluator:
+    """Runs complete episodes of one environment for S policies at once.
+
+    Every policy plays exactly `episodes` episodes, each in an environment of its
+    own and each to its end, so short episodes weigh no more than long ones.
+
+    Args:
+        env_id: a Gymnasium id, for example `Hopper-v4`.
+        num_seeds: S, the number of stacked policies.
+        episodes: episodes per policy and evaluation.
+    """
+
+    def __init__(self, env_id: str, num_seeds: int, episodes: int = 10) -> None:
+        self.num_seeds, self.episodes = num_seeds, episodes
+        self._envs = [[make_env(env_id) for _ in range(episodes)] for _ in range(num_seeds)]
+        space = self._envs[0][0].observation_space
+        assert isinstance(space, gymnasium.spaces.Box)
+        self._obs_SBO = np.zeros((num_seeds, episodes, *space.shape), dtype=np.float32)
+
+    @torch.no_grad()
+    def returns(
+        self,
+        policy: Callable[[Tensor], Tensor],
+        evaluation: int,
+        device: torch.device | str = "cpu",
+    ) -> np.ndarray:
+        """Returns `[S, episodes]` of the first `episodes` episodes of each policy.
+
+        Args:
+            policy: `[S, B, O] -> [S, B, A]`, the deterministic action.
+            evaluation: index of this evaluation; it alone selects the initial states,
+                which are therefore the same for every seed, variant and run.
+        """
+        total = np.zeros((self.num_seeds, self.episodes))
+        running: list[tuple[int, int, gymnasium.Env]] = []
+        for s, envs in enumerate(self._envs):
+            for b, env in enumerate(envs):
+                self._obs_SBO[s, b], _ = env.reset(
+                    seed=stream_seed(EVALUATION_STREAM, evaluation, b)
+                )
+                running.append((s, b, env))
+        while running:
+            actions = policy(torch.from_numpy(self._obs_SBO).to(device)).cpu().numpy()
+            still_running = []
+            for s, b, env in running:
+                self._obs_SBO[s, b], reward, terminated, truncated, _ = env.step(actions[s, b])
+                total[s, b] += float(reward)
+                if not (terminated or truncated):
+                    still_running.append((s, b, env))
+            running = still_running
+        return total
+
+    def close(self) -> None:
+        for envs in self._envs:
+            for env in envs:
+                env.close()
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,81 @@
+"""Stacked multi-layer perceptrons: every network of the project is a stack.
+
+A stack holds many networks of one shape in tensors with leading axes, so that
+one batched product evaluates all of them. Axes, used as suffixes throughout:
+
+    S seeds   C critics   E ensemble members   B batch rows
+    O observation dims   A action dims   D = O + 1 (next-observation delta, reward)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Initializer = Callable[[Tensor, int, torch.Generator], None]
+
+
+def uniform_fan_in(weight: Tensor, fan_in: int, generator: torch.Generator) -> None:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what `torch.nn.Linear` uses for weight and bias."""
+    bound = 1.0 / math.sqrt(fan_in)
+    weight.uniform_(-bound, bound, generator=generator)
+
+
+def truncated_normal(weight: Tensor, fan_in: int, generator: torch.Generator) -> None:
+    """N(0, (1 / (2 sqrt(fan_in)))^2) cut at two stds, biases zero: MBPO's dynamics models."""
+    if weight.shape[-2] == 1:  # a bias, [..., 1, out]
+        weight.zero_()
+        return
+    std = 1.0 / (2.0 * math.sqrt(fan_in))
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+
+
+class StackedMLP(nn.Module):
+    """A stack of MLPs with weights `[S, *members, in, out]`.
+
+    Args:
+        sizes: layer widths, input first and output last.
+        generators: one CPU generator per seed; seed s's weights depend on `generators[s]` only.
+        members: further leading axes, for example `(2,)` critics or `(7,)` dynamics models.
+        activation: applied after every layer but the last.
+        initializer: fills one seed's weight or bias in place.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        generators: Sequence[torch.Generator],
+        members: tuple[int, ...] = (),
+        activation: Callable[[Tensor], Tensor] = torch.relu,
+        initializer: Initializer = uniform_fan_in,
+    ) -> None:
+        super().__init__()
+        self.sizes = tuple(sizes)
+        self.stack = (len(generators), *members)
+        self.activation = activation
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for fan_in, fan_out in zip(self.sizes[:-1], self.sizes[1:], strict=True):
+            weight = torch.empty(*self.stack, fan_in, fan_out)
+            bias = torch.empty(*self.stack, 1, fan_out)
+            for s, generator in enumerate(generators):
+                initializer(weight[s], fan_in, generator)
+                initializer(bias[s], fan_in, generator)
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[S, *members, B, in] -> [S, *members, B, out]`.
+
+        `x` may have size 1 on the member axes (all members see the same rows).
+        """
+        x = x.expand(*self.stack, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias.flatten(0, -3), x, weight.flatten(0, -3))
+            if layer < last:
+                x = self.activation(x)
+        return x.view(*self.stack, *x.shape[-2:])

@@ -1,0 +1,51 @@
+"""Random numbers: one generator per seed, so that a seed draws alike alone or in company."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from algorithms.environments import stream_seed
+
+
+def seed_generators(
+    stream: int, seeds: Sequence[int], device: torch.device | str = "cpu"
+) -> list[torch.Generator]:
+    """One generator per seed, on `device`; different streams of one seed are independent."""
+    return [torch.Generator(device).manual_seed(stream_seed(stream, seed)) for seed in seeds]
+
+
+def randn(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
+    """Standard normal `[S, *shape]`."""
+    return torch.stack([torch.randn(*shape, generator=g, device=g.device) for g in generators])
+
+
+def randint(generators: Sequence[torch.Generator], high: int, *shape: int) -> Tensor:
+    """Uniform integers below `high`, `[S, *shape]`."""
+    return torch.stack(
+        [torch.randint(high, shape, generator=g, device=g.device) for g in generators]
+    )
+
+
+def randint_below(generators: Sequence[torch.Generator], high_S: Tensor, *shape: int) -> Tensor:
+    """Uniform integers below `high_S[s]`, a tensor: no size has to leave the device. `[S, *shape]`."""
+    uniform = torch.stack(
+        [
+            torch.rand(*shape, generator=g, device=g.device, dtype=torch.float64)
+            for g in generators
+        ]
+    )
+    high = high_S.view(-1, *(1 for _ in shape))
+    return (uniform * high).long()
+
+
+def generator_states(generators: Sequence[torch.Generator]) -> Tensor:
+    """The states of all generators, `[S, bytes]`."""
+    return torch.stack([g.get_state() for g in generators])
+
+
+def set_generator_states(generators: Sequence[torch.Generator], states: Tensor) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state.cpu().clone())  # a view into a stack is refused

@@ -1,0 +1,442 @@
+"""The glue between `OfflineTraining` and RLlib: the only user of RLlib's internals.
+
+One `Algorithm.train()` is one `Learner.update()` is one epoch, over tensors that
+stay on the learner's device. There are no EnvRunners: evaluation is ours.
+RLlib, Tune and MLflow see one result per epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from collections.abc import Collection, Sequence
+from typing import Any, Self
+
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.metrics import EVALUATION_RESULTS
+from ray.tune.result import DONE, SHOULD_CHECKPOINT, TRAINING_ITERATION
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from algorithms.data.catalog import DatasetSpec, resolve
+from algorithms.data.datasets import load
+from algorithms.dynamics.actor import obtain_ensemble
+from algorithms.environments import make_env, normalized_score
+from algorithms.errors import UserError
+from algorithms.evaluation import Evaluator
+from algorithms.identity import EnsembleSpec, code_version
+from algorithms.offline import NETWORK_STREAM, OfflineTraining, State, select_seeds
+from algorithms.policy import Policy
+from algorithms.randomness import seed_generators
+from algorithms.sac import SACNetworks
+from algorithms.settings import EnsembleSettings, MOPOSettings, validated
+from algorithms.terminations import TERMINATIONS
+from algorithms.transitions import Transition
+
+CHECKPOINT_FORMAT = 1
+TRAINING_COMPONENT = "training"
+TRAINING_FILE = "training.safetensors"
+DEFAULT_STORAGE = "~/orchestrator"
+CHECKPOINT_EVERY_S = 600.0
+
+
+class OfflineConfig(AlgorithmConfig):
+    """Configures an offline algorithm; usable with or without the orchestrator.
+
+    Everything of ours lives in one plain dictionary, `job`, so that a Tune search
+    space, a checkpoint and a log carry it unchanged:
+
+        dataset     a `DatasetSpec` as a dict, or an id to be resolved
+        settings    hyperparameters that differ from the defaults
+        seeds       the numbers of the seeds that train together
+        ensemble_seeds  the seed of each one's dynamics ensemble
+        storage     root folder of data and ensembles
+        resume      {"checkpoint": folder, "positions": [...]}, or None
+        record      whatever the caller wants to find in `trial.config` again
+    """
+
+    settings_class: type[MOPOSettings]
+
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        super().__init__(algo_class=algo_class)
+        self._is_online = False  # no training EnvRunners
+        self.num_env_runners = 0
+        self.num_learners = 0  # the algorithm's own process is the learner
+        self.num_cpus_for_main_process = 1
+        self.checkpoint_every_s = CHECKPOINT_EVERY_S
+        self.job: dict[str, Any] = {
+            "dataset": None,
+            "settings": {},
+            "seeds": [0],
+            "ensemble_seeds": None,
+            "storage": DEFAULT_STORAGE,
+            "resume": None,
+        }
+
+    def offline(
+        self,
+        *,
+        dataset: str | DatasetSpec = NotProvided,
+        seeds: int | Sequence[int] = NotProvided,
+        dynamics_seeds: str = NotProvided,
+        storage: str | pathlib.Path = NotProvided,
+        resume: dict[str, Any] | None = NotProvided,
+    ) -> Self:
+        """Says what to learn from.
+
+        Args:
+            dataset: an id of the catalogue, `file:PATH`, or a resolved spec.
+            seeds: how many seeds train together (0, 1, ...), or their numbers.
+            dynamics_seeds: `per_seed` (default) or `shared`: one ensemble for all seeds.
+            storage: root folder of cached data and ensembles.
+            resume: a checkpoint folder and the positions of the seeds to take from it.
+        """
+        if dataset is not NotProvided:
+            spec = dataset if isinstance(dataset, DatasetSpec) else resolve(dataset, env=self.env)
+            self.job["dataset"] = spec.model_dump(mode="json")
+        if seeds is not NotProvided:
+            self.job["seeds"] = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+        if dynamics_seeds is not NotProvided:
+            if dynamics_seeds not in ("per_seed", "shared"):
+                raise UserError(f"dynamics_seeds {dynamics_seeds!r}: one of per_seed, shared")
+            shared = [0] * len(self.job["seeds"])
+            self.job["ensemble_seeds"] = shared if dynamics_seeds == "shared" else None
+        if storage is not NotProvided:
+            self.job["storage"] = str(storage)
+        if resume is not NotProvided:
+            self.job["resume"] = resume
+        return self
+
+    def training(self, **settings: Any) -> Self:
+        """Sets hyperparameters: the fields of `settings_class`, and no others."""
+        merged = {**self.job["settings"], **settings}
+        validated(self.settings_class, merged)
+        self.job["settings"] = merged
+        return self
+
+    @property
+    def settings(self) -> MOPOSettings:
+        return validated(self.settings_class, self.job["settings"])
+
+    @property
+    def dataset(self) -> DatasetSpec:
+        if self.job["dataset"] is None:
+            raise UserError("no data set: call .offline(dataset=...)")
+        return DatasetSpec.model_validate(self.job["dataset"])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.job["seeds"])
+
+    @property
+    def storage(self) -> pathlib.Path:
+        return pathlib.Path(self.job["storage"]).expanduser()
+
+    def ensemble_specs(self) -> list[EnsembleSpec]:
+        """The dynamics ensemble of each seed."""
+        settings = self.settings.part(EnsembleSettings)
+        seeds = self.job["ensemble_seeds"] or self.seeds
+        return [EnsembleSpec(dataset=self.dataset, settings=settings, seed=s) for s in seeds]
+
+    def validate(self) -> None:
+        super().validate()
+        if self.num_learners != 0:
+            raise UserError("num_learners must be 0: the trial's own process is the learner")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"seeds {list(self.seeds)}: at least one, each once")
+        if self.job["dataset"] is None:
+            return  # Tune validates a default config to size its resources
+        env_id = self.dataset.env_id
+        if self.env is not None and self.env != env_id:
+            raise UserError(f"environment {self.env!r} does not fit the data set's {env_id!r}")
+        if not self._is_frozen:
+            self.env = env_id
+            env = make_env(env_id)
+            self.observation_space, self.action_space = env.observation_space, env.action_space
+            env.close()
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(
+            module_class=StackedSACModule,
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            model_config={"settings": self.settings.model_dump(), "seeds": list(self.seeds)},
+        )
+
+    def get_default_learner_class(self) -> type[OfflineLearner]:
+        return OfflineLearner
+
+
+class StackedSACModule(TorchRLModule):
+    """Actor and critics of S seeds as one RLModule.
+
+    `forward_inference({"obs": [S, B, O]})` gives `action_dist_inputs [S, B, 2 A]`.
+    """
+
+    def setup(self) -> None:
+        assert self.observation_space is not None and self.action_space is not None
+        self.networks = SACNetworks(
+            self.observation_space.shape[0],
+            self.action_space.shape[0],
+            MOPOSettings(**self.model_config["settings"]),
+            seed_generators(NETWORK_STREAM, self.model_config["seeds"]),
+        )
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {Columns.ACTION_DIST_INPUTS: self.networks.actor(batch[Columns.OBS])}
+
+    def select_seed(self, position: int) -> Policy:
+        """The policy at `position` in the stack as an ordinary module, `[B, O] -> [B, 2 A]`."""
+        return Policy.from_stack(self.networks.actor, position)
+
+
+class OfflineLearner(TorchLearner):
+    """A Learner whose `update()` is one whole epoch of `OfflineTraining`."""
+
+    config: OfflineConfig
+    training: OfflineTraining
+
+    def build(self) -> None:
+        super().build()
+        config = self.config
+        dataset = load(config.dataset, config.storage)
+        ensemble = obtain_ensemble(config.ensemble_specs(), config.storage)
+        self.training = OfflineTraining(
+            networks=self.module[DEFAULT_MODULE_ID].networks,
+            data=Transition.from_numpy(dataset),
+            ensemble=ensemble,
+            settings=config.settings,
+            seeds=config.seeds,
+            termination_fn=TERMINATIONS[config.dataset.env_id],
+            device=self.device,
+        )
+        self.behaviour_score = dataset.behaviour_score(config.dataset.env_id)
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """None here: `OfflineTraining` owns the optimizers, and their state."""
+
+    def compute_loss_for_module(self, **kwargs: Any) -> Any:
+        raise AssertionError("update() does not use RLlib's loss loop")
+
+    def update(self, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """Rollouts and gradient steps of one epoch; per-seed statistics `[S]` on the host."""
+        self._check_is_built()
+        self.before_gradient_based_update(timesteps={})
+        self._weights_seq_no += 1
+        statistics = self.training.train_epoch()
+        self.after_gradient_based_update(timesteps={})
+        return statistics
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(TRAINING_COMPONENT, components, not_components):
+            state[TRAINING_COMPONENT] = self.training.state_dict()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if TRAINING_COMPONENT in state:
+            self.training.load_state_dict(state[TRAINING_COMPONENT])
+
+    def get_checkpointable_components(self) -> list[tuple[str, Checkpointable]]:
+        components = super().get_checkpointable_components()
+        return [*components, (TRAINING_COMPONENT, _TrainingFile(self.training))]
+
+
+class _TrainingFile(Checkpointable):
+    """`OfflineTraining`'s state as a component of RLlib's checkpoint: tensors, no pickle."""
+
+    def __init__(self, training: OfflineTraining) -> None:
+        self._training = training
+
+    def get_state(self, components: Any = None, **kwargs: Any) -> State:
+        return self._training.state_dict()
+
+    def set_state(self, state: State) -> None:
+        self._training.load_state_dict(state)
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (self._training,), {}
+
+    def save_to_path(
+        self,
+        path: str | pathlib.Path | None = None,
+        *,
+        state: State | None = None,
+        filesystem: Any = None,
+        use_msgpack: bool = False,
+    ) -> str:
+        assert path is not None and filesystem is not None
+        folder = pathlib.Path(path)
+        filesystem.create_dir(folder.as_posix(), recursive=True)
+        state = self.get_state() if state is None else state
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+        metadata = {
+            "format": str(CHECKPOINT_FORMAT),
+            "code": code_version(),
+            "seeds": json.dumps(self._training.seeds),
+        }
+        with filesystem.open_output_stream((folder / TRAINING_FILE).as_posix()) as file:
+            file.write(save_tensors(tensors, metadata))
+        return str(path)
+
+    def restore_from_path(
+        self,
+        path: str | pathlib.Path,
+        *,
+        component: str | None = None,
+        filesystem: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        assert filesystem is not None
+        file_path = (pathlib.Path(path) / TRAINING_FILE).as_posix()
+        with filesystem.open_input_stream(file_path) as file:
+            self.set_state(_training_state(file.read(), file_path))
+
+
+def read_training_state(checkpoint: str | pathlib.Path) -> State:
+    """The training state in a checkpoint folder of an offline algorithm, without building it.
+
+    Raises:
+        UserError: the checkpoint is missing, or of another format version.
+    """
+    path = pathlib.Path(checkpoint) / "learner_group" / "learner" / TRAINING_COMPONENT
+    path = path / TRAINING_FILE
+    if not path.exists():
+        raise UserError(f"no checkpoint at {checkpoint}")
+    return _training_state(path.read_bytes(), str(path))
+
+
+def _training_state(content: bytes, path: str) -> State:
+    header = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + header]).get("__metadata__", {})
+    if metadata.get("format") != str(CHECKPOINT_FORMAT):
+        raise UserError(
+            f"{path} has checkpoint format {metadata.get('format')}, this version reads "
+            f"{CHECKPOINT_FORMAT}: use the code that wrote it, {metadata.get('code')}"
+        )
+    return load_tensors(content)  # type: ignore[no-any-return]
+
+
+class OfflineAlgorithm(Algorithm):
+    """An RLlib Algorithm that learns from a fixed data set; `train()` is one epoch."""
+
+    config: OfflineConfig
+
+    def setup(self, config: OfflineConfig) -> None:
+        torch.set_num_threads(max(1, int(self.config.num_cpus_for_main_process)))
+        super().setup(config)
+        self._evaluator = Evaluator(
+            self.config.dataset.env_id,
+            len(self.config.seeds),
+            self.config.settings.evaluation_episodes,
+        )
+        self._last_checkpoint = time.monotonic()
+        if self.config.job["resume"] is not None:
+            resume = self.config.job["resume"]
+            state = read_training_state(resume["checkpoint"])
+            self.training.load_state_dict(select_seeds(state, resume["positions"]))
+            self._iteration = self.training.epoch
+
+    @property
+    def learner(self) -> OfflineLearner:
+        learner = self.learner_group._learner
+        assert isinstance(learner, OfflineLearner)
+        return learner
+
+    @property
+    def training(self) -> OfflineTraining:
+        return self.learner.training
+
+    def training_step(self) -> None:
+        self._statistics = self.learner.update()
+
+    def step(self) -> dict[str, Any]:
+        """One epoch, an evaluation when one is due, and a result that Tune can act on.
+
+        `result["seed"][k]` and `result["mean"]` hold the metrics of seed k and their
+        mean over seeds; an evaluation's scores are repeated until the next one.
+        """
+        begin = time.monotonic()
+        result: dict[str, Any] = super().step()
+        settings, training = self.config.settings, self.training
+        last = training.epoch >= settings.epochs
+        if last or training.epoch % settings.evaluation_interval == 0:
+            result[EVALUATION_RESULTS] = self.evaluate()
+        training.seconds += time.monotonic() - begin
+        metrics = self._statistics
+        if not training.scores_SK[:, -1].isnan().any():
+            metrics["normalized_score"] = training.scores_SK[:, -1]
+            metrics["score"] = training.run_score()
+        result["epoch"] = training.epoch
+        result["mean"] = {name: float(value.mean()) for name, value in metrics.items()}
+        result["seed"] = {
+            str(seed): {name: float(value[k]) for name, value in metrics.items()}
+            for k, seed in enumerate(self.config.seeds)
+        }
+        result["minutes"] = training.seconds / 60
+        result["behaviour_score"] = self.learner.behaviour_score
+        result[DONE] = last
+        if time.monotonic() - self._last_checkpoint > self.config.checkpoint_every_s:
+            result[SHOULD_CHECKPOINT] = True
+            self._last_checkpoint = time.monotonic()
+        return result
+
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
+        """Complete MuJoCo episodes with the deterministic policy of every seed."""
+        networks = self.training.networks
+        returns_SB = self._evaluator.returns(
+            lambda obs: networks.policy(obs).mode(),
+            evaluation=self.training.epoch,
+            device=self.learner.device,
+        )
+        return_S = returns_SB.mean(axis=1)
+        score_S = normalized_score(self.config.dataset.env_id, return_S)
+        self.training.record_scores(torch.from_numpy(score_S))
+        return {"episode_return": return_S.tolist(), "normalized_score": score_S.tolist()}
+
+    def get_module(self, module_id: str = DEFAULT_MODULE_ID, *, seed: int | None = None) -> Any:
+        """The stacked RLModule, or with `seed` that seed's ordinary policy."""
+        module = self.learner.module[module_id]
+        if seed is None:
+            return module
+        if seed not in self.config.seeds:
+            raise UserError(f"no seed {seed}: one of {', '.join(map(str, self.config.seeds))}")
+        return module.select_seed(self.config.seeds.index(seed))
+
+    # Algorithm's own versions of the two below dereference an env_runner_group, which an
+    # algorithm without EnvRunners does not have (as of Ray 2.60).
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if "learner_group" in state:
+            self.learner_group.set_state(state["learner_group"])
+        self.metrics.set_state(state["metrics_logger"])
+        self._iteration = state[TRAINING_ITERATION]
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        Checkpointable.restore_from_path(self, path, *args, **kwargs)
+
+    @classmethod
+    def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:
+        return False
+
+    def cleanup(self) -> None:
+        self._evaluator.close()
+        super().cleanup()
+

@@ -1,0 +1,128 @@
+"""Every hyperparameter, with its type, bounds, default and the source of the default.
+
+One flat name space: the keys of a sweep's `fixed` and `grid`, the arguments of
+`MOPOConfig().training(...)`, the logged parameters and the hashed identity are
+the same names. This module imports neither Ray nor torch, so that a sweep is
+validated in an instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from algorithms.errors import UserError, expected
+from algorithms.penalties import PENALTIES
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
+
+Part = TypeVar("Part", bound="Settings")
+
+
+class Settings(BaseModel):
+    """A frozen group of hyperparameters; an unknown key is an error, and no type is guessed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def part(self, kind: type[Part]) -> Part:
+        """The fields that belong to `kind`, as a `kind`."""
+        return kind(**{name: getattr(self, name) for name in kind.model_fields})
+
+
+class SACSettings(Settings):
+    """Soft actor-critic. Learning rates: OfflineRL-Kit's, tuned for D4RL v2."""
+
+    gamma: Fraction = 0.99
+    tau: Fraction = 0.005
+    actor_lr: Positive = 1e-4
+    critic_lr: Positive = 3e-4
+    alpha_lr: Positive = 1e-4
+    hidden: Widths = Field(default=(256, 256), strict=False)
+    num_critics: Count = 2
+    target_entropy: float | None = Field(default=None, allow_inf_nan=False)  # None: -A
+    batch_size: Count = 256
+
+
+class EnsembleSettings(Settings):
+    """Dynamics ensemble. MBPO, appendix C, and the code of MOPO."""
+
+    num_ensemble: Count = 7
+    num_elites: Count = 5
+    dynamics_hidden: Widths = Field(default=(200, 200, 200, 200), strict=False)
+    dynamics_lr: Positive = 1e-3
+    dynamics_batch_size: Count = 256
+    # One coefficient per layer, output layer last; the last two repeat for deeper nets.
+    dynamics_weight_decay: tuple[NonNegative, ...] = Field(
+        default=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), strict=False
+    )
+    dynamics_max_epochs: Count = 200
+    dynamics_patience: Count = 5
+    holdout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    holdout_max: Count = 1000
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_elites > self.num_ensemble:
+            raise ValueError(
+                f"num_elites {self.num_elites} exceeds num_ensemble {self.num_ensemble}: "
+                f"at most {self.num_ensemble}"
+            )
+        layers = len(self.dynamics_hidden) + 1
+        if len(self.dynamics_weight_decay) != layers:
+            raise ValueError(
+                f"dynamics_weight_decay has {len(self.dynamics_weight_decay)} values for {layers} "
+                f"layers: give {layers}, output layer last"
+            )
+        return self
+
+
+class MOPOSettings(SACSettings, EnsembleSettings):
+    """MOPO (Yu et al. 2020, arXiv 2005.13239)."""
+
+    penalty: str = "max_std"
+    penalty_coef: NonNegative = 2.5
+    rollout_length: Count = 5
+    rollout_batch_size: Count = 50_000
+    rollout_retain_epochs: Count = 5
+    real_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    epochs: Count = 1000
+    gradient_steps_per_epoch: Count = 1000
+    evaluation_interval: Count = 1
+    evaluation_episodes: Count = 10
+
+    @field_validator("penalty")
+    @classmethod
+    def _known_penalty(cls, value: str) -> str:
+        if value not in PENALTIES:
+            raise ValueError(expected("penalty", value, PENALTIES))
+        return value
+
+
+def validated(kind: type[Part], values: Mapping[str, Any]) -> Part:
+    """`kind(**values)`.
+
+    Raises:
+        UserError: the first thing that is wrong with `values`, in one sentence.
+    """
+    unknown = sorted(values.keys() - kind.model_fields.keys())
+    if unknown:
+        raise UserError(expected("setting", unknown[0], kind.model_fields))
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        raise UserError(": ".join([*map(str, detail["loc"][:1]), message])) from None

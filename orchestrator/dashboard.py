@@ -1,0 +1,59 @@
+"""MLflow's dashboard on the store that the sweeps write to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+
+from algorithms.errors import UserError
+from orchestrator.settings import Settings
+
+
+def serve(settings: Settings, host: str, port: int, console: Console) -> int:
+    """Serve the embedded store until interrupted; of a remote server, print the address.
+
+    Raises:
+        UserError: nothing has been recorded yet, or the port is taken.
+    """
+    if settings.tracking_uri.startswith(("http://", "https://")):
+        console.print(f"dashboard: {settings.tracking_uri}", soft_wrap=True)
+        return 0
+    if not settings.storage.is_dir():
+        raise UserError(f"storage {settings.storage} does not exist: run a sweep first")
+    _refuse_taken(host, port)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
+    command += ["--backend-store-uri", settings.tracking_uri]
+    command += ["--artifacts-destination", str(settings.artifacts)]
+    # Without job execution the server needs a fifth of the memory.
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    console.print(f"dashboard: http://{host}:{port} (Ctrl-C stops it)", soft_wrap=True)
+    # A session of its own: MLflow's workers do not follow it when it ends, their group does.
+    server = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - ours
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot serve on {host}:{port} ({error}): choose another --port") from None

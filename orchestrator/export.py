@@ -1,0 +1,50 @@
+"""Trained policies out of the storage, as files that need torch alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from algorithms.errors import UserError, expected
+from orchestrator.results import ResultStore, SeedResult
+
+USAGE = """import torch
+policy = torch.export.load({path!r}).module()
+action = policy(torch.as_tensor(obs, dtype=torch.float32)[None])[0]"""
+
+
+def export_policy(trial: str, seed: int, out: Path | None, storage: Path) -> Path:
+    """Write the deterministic policy of one seed of a trial.
+
+    Args:
+        trial: the trial's name.
+        seed: which of its seeds.
+        out: the file; by default `<trial>-seed<k>.pt2` in the working directory.
+        storage: root folder.
+
+    Raises:
+        UserError: no such trial or seed, or its checkpoint is gone.
+    """
+    result = _find(ResultStore(storage).all(), trial, seed)
+    if result.existing_checkpoint is None:
+        raise UserError(f"the checkpoint of {trial} seed {seed} is gone: {result.checkpoint}")
+    from algorithms import policy as policies
+    from algorithms.rllib import read_training_state
+
+    path = out or Path(f"{trial}-seed{seed}.pt2")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"no such folder: {path.absolute().parent}")
+    state = read_training_state(result.existing_checkpoint)
+    policies.export_policy(policies.Policy.from_state(state, result.index), path)
+    return path
+
+
+def _find(results: list[SeedResult], trial: str, seed: int) -> SeedResult:
+    of_trial = [result for result in results if result.trial == trial]
+    if not of_trial:
+        raise UserError(expected("trial", trial, {r.trial for r in results} or ["(none yet)"]))
+    of_seed = [result for result in of_trial if result.seed == seed]
+    if not of_seed:
+        raise UserError(expected("seed", seed, {r.seed for r in of_trial}))
+    # The same name may stand for several results: sweeps that differ in `fixed`. The newest
+    # is what the user has just seen.
+    return max(of_seed, key=lambda r: Path(r.checkpoint or ".").stat().st_mtime)

@@ -1,0 +1,89 @@
+"""What is known of each seed: small JSON pointers to checkpoints, one per result key.
+
+A pointer is written by the trial that trained the seed, after the checkpoint it
+points to, and read by every later plan and report of any sweep that needs the
+same result.
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from algorithms.errors import UserError
+
+
+class SeedResult(BaseModel):
+    """One seed of one cell: how far it is, how good, and where its state lies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    trial: str  # name of the trial that trained it
+    seed: int
+    epochs: int  # done in all
+    score: float | None  # normalised; mean of the last 10 evaluations
+    last_score: float | None
+    behaviour_score: float | None  # mean normalised score of the data's complete episodes
+    minutes: float  # wall time of the trial's training up to here, over all its runs
+    checkpoint: str | None  # absolute path of a folder
+    index: int  # position in the checkpoint's stack of seeds
+    ensemble_key: str
+    mlflow_run_id: str | None = None
+    status: Literal["running", "finished", "diverged"]
+
+    def done(self, epochs: int) -> bool:
+        """Whether nothing is left to train of a seed that should reach `epochs`.
+
+        A diverged seed is done: it would diverge again.
+        """
+        return self.status == "diverged" or self.epochs >= epochs
+
+    @property
+    def existing_checkpoint(self) -> str | None:
+        """The checkpoint if it still exists; without it the seed starts anew."""
+        return self.checkpoint if self.checkpoint and Path(self.checkpoint).is_dir() else None
+
+
+class ResultStore:
+    """The pointers below `<storage>/results`. Reading creates nothing."""
+
+    def __init__(self, storage: Path) -> None:
+        self._folder = storage / "results"
+
+    def get(self, key: str) -> SeedResult | None:
+        """The result with this key, or None if the seed was never checkpointed.
+
+        Raises:
+            UserError: the file is damaged or of another version of the project.
+        """
+        try:
+            text = self._path(key).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        try:
+            return SeedResult.model_validate_json(text)
+        except ValidationError:
+            raise UserError(
+                f"{self._path(key)} is not a result that this version can read: "
+                "delete it to train the seed again"
+            ) from None
+
+    def put(self, result: SeedResult) -> None:
+        """Write or replace a result; a reader sees the old one or the new one, whole."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(result.key)
+        aside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+        aside.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        aside.replace(path)
+
+    def all(self) -> list[SeedResult]:
+        """Every result in the storage, in the order of their keys."""
+        found = (self.get(path.stem) for path in sorted(self._folder.glob("*.json")))
+        return [result for result in found if result is not None]
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.json"

@@ -1,0 +1,76 @@
+"""Where things are: the storage folder, and the addresses of MLflow and Ray."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from algorithms.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One resolved environment. Making it touches nothing on disk.
+
+    Attributes:
+        storage: absolute root of data sets, ensembles, checkpoints and results;
+            on a cluster, a path that every node shares.
+        tracking_uri: MLflow's store; by default a SQLite file in the storage.
+        ray_address: of a running cluster; None starts Ray on this machine.
+    """
+
+    storage: Path
+    tracking_uri: str
+    ray_address: str | None
+
+    @classmethod
+    def from_environment(
+        cls, storage: Path | None = None, environ: Mapping[str, str] = os.environ
+    ) -> Settings:
+        """`storage` wins over ORCHESTRATOR_STORAGE; also reads MLFLOW_TRACKING_URI, RAY_ADDRESS.
+
+        Raises:
+            UserError: the storage could not be a folder.
+        """
+        chosen = storage or Path(environ.get("ORCHESTRATOR_STORAGE") or "~/orchestrator")
+        try:
+            root = chosen.expanduser().absolute()
+            existing = next(path for path in (root, *root.parents) if path.exists())
+        except (OSError, RuntimeError) as error:  # RuntimeError: ~somebody without a home
+            raise UserError(f"storage {chosen}: {error}") from None
+        if not existing.is_dir():
+            raise UserError(f"storage {root}: {existing} is not a folder")
+        return cls(
+            storage=root,
+            tracking_uri=environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db",
+            ray_address=environ.get("RAY_ADDRESS") or None,
+        )
+
+    @property
+    def mlflow_database(self) -> Path:
+        """The embedded MLflow store."""
+        return self.storage / "mlflow.db"
+
+    @property
+    def artifacts(self) -> Path:
+        """The embedded MLflow store's artifacts."""
+        return self.storage / "mlartifacts"
+
+    def prepare(self) -> None:
+        """Create the storage folder.
+
+        Raises:
+            UserError: it cannot be created or written.
+        """
+        try:
+            self.storage.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.storage):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"storage {self.storage} cannot be written ({error.strerror}): "
+                "choose another with --storage or ORCHESTRATOR_STORAGE"
+            ) from None

@@ -1,0 +1,93 @@
+"""Names of data sets, and the recipes of the bundled ones."""
+
+import math
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from algorithms.data.catalog import (
+    CATALOG,
+    Level,
+    apportion,
+    equal,
+    policies_folder,
+    policy_set,
+    replay,
+    resolve,
+)
+from algorithms.data.hdf5 import file_sha256
+from algorithms.environments import ENVIRONMENTS
+from algorithms.errors import UserError
+
+
+def level(steps: int) -> Level:
+    return Level(
+        file="",
+        sha256="",
+        steps=steps,
+        gradient_steps=0,
+        episodes=1,
+        return_mean=0,
+        return_std=0,
+        normalized_score=0,
+    )
+
+
+@pytest.mark.parametrize("dataset_id", CATALOG)
+def test_every_entry_resolves_to_policies_that_are_shipped(dataset_id):
+    spec = resolve(dataset_id, size=12_345)
+    assert spec == resolve(dataset_id, size=12_345)
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    assert hash(spec) == hash(resolve(dataset_id, size=12_345))
+    assert spec.env_id in ENVIRONMENTS
+    assert sum(part.size for part in spec.recipe.parts) == spec.size == 12_345
+    for part in spec.recipe.parts:
+        shipped = policy_set(spec.recipe.policies).levels[part.level]
+        assert file_sha256(policies_folder(spec.recipe.policies) / shipped.file) == part.sha256
+
+
+def test_the_hash_follows_from_name_size_and_seed():
+    specs = [resolve(name, size=size) for name in CATALOG for size in (1000, 2000)]
+    entry = CATALOG["bundled/hopper-medium"]
+    specs += [entry.resolve("bundled/hopper-medium", 1000, seed=1)]
+    assert len({spec.content_hash for spec in specs}) == len(specs)
+    assert resolve("bundled/hopper-medium").size == 100_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"dataset_id": "hopper-medium"}, "one of bundled/hopper-medium, .*, file:PATH"),
+        ({"dataset_id": "bundled/hopper-medium", "size": 999}, "give 1,000 to 1,000,000"),
+        ({"dataset_id": "bundled/hopper-medium", "size": 1_000_001}, "give 1,000 to 1,000,000"),
+        ({"dataset_id": "bundled/hopper-medium", "env": "Hopper-v3"}, "unknown env 'Hopper-v3'"),
+        ({"dataset_id": "bundled/hopper-medium", "env": "Walker2d-v4"}, "is of env Hopper-v4"),
+        ({"dataset_id": "file:x.hdf5", "size": 5000}, "size applies to bundled data sets only"),
+    ],
+)
+def test_user_mistakes(arguments, said):
+    with pytest.raises(UserError, match=said):
+        resolve(**arguments)
+
+
+def test_replay_gives_each_level_the_training_steps_nearest_to_it():
+    levels = {
+        "b": level(200),
+        "random": level(0),
+        "a": level(100),
+        "m": level(400),
+        "x": level(900),
+    }
+    assert replay(until="m")(levels) == {"random": 50, "a": 100, "b": 150, "m": 100}
+    assert equal("a", "m")(levels) == {"a": 1, "m": 1}
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=20), st.integers(0, 10**6))
+def test_apportioned_numbers_sum_to_the_total_and_are_within_one_of_exact(shares, total):
+    counts = apportion(shares, total)
+    assert sum(counts) == total
+    for count, share in zip(counts, shares, strict=True):
+        assert math.floor(total * share / sum(shares) - 1e-6) <= count
+        assert count <= math.ceil(total * share / sum(shares) + 1e-6)

@@ -1,0 +1,97 @@
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from orchestrator.results import ResultStore, SeedResult
+from orchestrator.sweep import Sweep, load_sweep, trials
+
+QUICKSTART = {
+    "name": "quickstart",
+    "question": "Does penalising model uncertainty help?",
+    "algorithm": "mopo",
+    "datasets": ["bundled/hopper-medium-replay"],
+    "seeds": 2,
+    "grid": {"penalty": ["none", "max_std"]},
+    "fixed": {"penalty_coef": 2.5, "epochs": 5},
+    "dynamics_seeds": "shared",
+}
+
+
+@pytest.fixture
+def quickstart():
+    """The quickstart as a mapping, to be changed by a test."""
+    return yaml.safe_load(yaml.safe_dump(QUICKSTART))
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Text or a mapping -> a sweep that was read from a file of it."""
+
+    def load(content: str | dict) -> Sweep:
+        path = tmp_path / "sweep.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return load_sweep(path)
+
+    return load
+
+
+@pytest.fixture
+def expand(load):
+    """Text or a mapping -> the trials of the sweep."""
+    return lambda content: trials(load(content))
+
+
+@pytest.fixture
+def storage(tmp_path):
+    """A storage folder that does not exist yet."""
+    return tmp_path / "storage"
+
+
+@pytest.fixture
+def finish(storage):
+    """Enter a result of one seed of a trial into the storage, as a training would."""
+
+    def finish(trial, seed, *, epochs=None, checkpoint=None, index=0, **fields) -> SeedResult:
+        epochs = trial.settings.epochs if epochs is None else epochs
+        folder = storage / "trials" / (checkpoint or trial.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {
+            "key": trial.result_key(seed),
+            "trial": trial.name,
+            "seed": seed,
+            "epochs": epochs,
+            "score": 10.0,
+            "last_score": 11.0,
+            "behaviour_score": 7.5,
+            "minutes": 3.0,
+            "checkpoint": str(folder),
+            "index": index,
+            "ensemble_key": trial.ensemble(seed).key,
+            "status": "finished" if epochs >= trial.settings.epochs else "running",
+        }
+        result = SeedResult(**values | fields)
+        ResultStore(storage).put(result)
+        return result
+
+    return finish
+
+
+@pytest.fixture
+def hopper_file(tmp_path):
+    """Write a small file in D4RL's layout."""
+
+    def write(name="data.hdf5", rows=20, seed=0):
+        random = np.random.default_rng(seed)
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as file:
+            file["observations"] = random.normal(size=(rows, 11)).astype(np.float32)
+            file["next_observations"] = random.normal(size=(rows, 11)).astype(np.float32)
+            file["actions"] = random.uniform(-1, 1, size=(rows, 3)).astype(np.float32)
+            file["rewards"] = np.ones(rows, dtype=np.float32)
+            file["terminals"] = np.arange(rows) % 10 == 9
+            file["timeouts"] = np.zeros(rows, dtype=bool)
+        return path
+
+    return write

@@ -1,0 +1,256 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+import urllib.request
+
+import pytest
+import yaml
+
+from orchestrator import cli
+from orchestrator.sweep import trials
+
+
+@pytest.fixture
+def orchestrator(storage):
+    """Run the command line in a process of its own."""
+
+    def orchestrator(*arguments):
+        command = [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)]
+        environment = os.environ | {"ORCHESTRATOR_STORAGE": str(storage)}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    return orchestrator
+
+
+@pytest.fixture
+def sweep_file(tmp_path, quickstart):
+    path = tmp_path / "quickstart.yaml"
+    path.write_text(yaml.safe_dump(quickstart))
+    return path
+
+
+@pytest.fixture
+def in_process(storage, monkeypatch):
+    """Run the command line in this process."""
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE", str(storage))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return lambda *arguments: cli.main(list(map(str, arguments)))
+
+
+@pytest.fixture
+def tuning(monkeypatch):
+    """Stand in for the training; `calls` lists what it was asked to train."""
+    module = types.ModuleType("orchestrator.tuning")
+    module.calls = []
+
+    def run(sweep, cells, settings, console):
+        module.calls.append((sweep, cells, settings))
+        return 0
+
+    module.run = run
+    monkeypatch.setitem(sys.modules, "orchestrator.tuning", module)
+    monkeypatch.setattr("orchestrator.tuning", module, raising=False)
+    return module
+
+
+def test_plan_shows_trials_and_ensembles_and_leaves_nothing_behind(
+    orchestrator, sweep_file, storage
+):
+    shown = orchestrator("plan", sweep_file)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "penalty=max_std" in shown.stdout
+    assert "to run: 4 seeds in 2 trials" in shown.stdout
+    told = json.loads(orchestrator("plan", sweep_file, "--json").stdout)
+    assert (len(told["trials"]), len(told["ensembles"])) == (2, 1)
+    assert not storage.exists()
+
+
+MISTAKES = {
+    "no command": ([], "COMMAND"),
+    "unknown command": (["pln"], "'plan'"),
+    "no file": (["plan"], "FILE"),
+    "unknown option": (["plan", "x.yaml", "--jsn"], "--jsn"),
+    "missing file": (["run", "missing.yaml"], "no such file: missing.yaml"),
+    "bad sweep": (["run", "{bad}"], "seeds: must be"),
+    "bad sweep, reported": (["report", "{bad}"], "seeds: must be"),
+    "storage is a file": (["run", "{good}", "--storage", "{good}"], "is not a folder"),
+    "seed is no number": (["export", "x", "--seed", "a"], "--seed"),
+    "no seed": (["export", "x"], "--seed"),
+    "unknown data set": (["data", "bundled/x"], "bundled/hopper-medium"),
+    "nothing recorded": (["ui"], "run a sweep first"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2_and_starts_nothing(
+    orchestrator, sweep_file, quickstart, tmp_path, storage, mistake
+):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(yaml.safe_dump(quickstart | {"seeds": 0}))
+    before = sorted(tmp_path.iterdir())
+    arguments, word = MISTAKES[mistake]
+    done = orchestrator(*(a.format(bad=bad, good=sweep_file) for a in arguments))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert word in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_version_and_help(orchestrator, option):
+    done = orchestrator(option)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "orchestrator" in done.stdout
+
+
+def test_run_trains_then_prints_the_table_and_the_way_to_the_dashboard(
+    in_process, sweep_file, storage, tuning, capsys
+):
+    assert in_process("run", sweep_file) == 0
+    ((sweep, cells, settings),) = tuning.calls
+    assert (sweep.name, len(cells), settings.storage) == ("quickstart", 2, storage)
+    text = capsys.readouterr().out
+    assert "normalised" in text
+    assert f"orchestrator ui --storage {storage}" in text
+
+
+def test_a_second_run_trains_nothing_and_says_so(
+    in_process, sweep_file, load, quickstart, finish, tuning, capsys
+):
+    for trial in trials(load(quickstart)):
+        finish(trial, 0)
+        finish(trial, 1, index=1)
+    assert in_process("run", sweep_file) == 0
+    assert tuning.calls == []
+    text = capsys.readouterr().out
+    assert "nothing to run" in text
+    assert "10.0 +- 0.0" in text
+
+
+def test_a_failed_training_decides_the_exit_code_after_the_table(
+    in_process, sweep_file, tuning, capsys
+):
+    tuning.run = lambda *_: 1
+    assert in_process("run", sweep_file) == 1
+    assert "0 of 2 seeds" in capsys.readouterr().out
+
+
+def test_an_interrupted_training_says_how_to_continue(in_process, sweep_file, tuning, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    tuning.run = interrupted
+    assert in_process("run", sweep_file) == 130
+    error = capsys.readouterr().err
+    assert "the same command continues" in error
+    assert error.count("\n") == 1
+
+
+def test_report_prints_what_is_there(in_process, sweep_file, storage, capsys):
+    assert in_process("report", sweep_file) == 0
+    assert "0 of 2 seeds" in capsys.readouterr().out
+    assert not storage.exists()
+
+
+def test_export_says_how_to_use_the_file(in_process, storage, monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def export_policy(*arguments):
+        asked.append(arguments)
+        return tmp_path / "policy.pt2"
+
+    monkeypatch.setattr("orchestrator.export.export_policy", export_policy)
+    assert in_process("export", "penalty-none__x", "--seed", 1) == 0
+    assert asked == [("penalty-none__x", 1, None, storage)]
+    usage = capsys.readouterr().out.splitlines()
+    assert usage[0].startswith(f"wrote {tmp_path / 'policy.pt2'}")
+    assert len(usage) == 4
+
+
+def test_data_describes_a_file(in_process, hopper_file, capsys):
+    assert in_process("data", f"file:{hopper_file()}", "--env", "Hopper-v4") == 0
+    text = capsys.readouterr().out
+    assert "Hopper-v4, 20 transitions" in text
+    assert "0.9" in text  # two episodes of return 10: 100 (10 + 20.27) / 3254.57
+
+
+def test_ui_prints_the_address_of_a_remote_server(in_process, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    assert in_process("ui") == 0
+    assert "http://mlflow.example:5000" in capsys.readouterr().out
+
+
+def test_ui_refuses_a_port_that_is_taken(in_process, storage, capsys):
+    storage.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert in_process("ui", "--port", taken.getsockname()[1]) == 2
+    assert "--port" in capsys.readouterr().err
+
+
+@pytest.fixture
+def served(storage):
+    """Run `orchestrator ui` on a free port until it answers, then stop it with a signal."""
+
+    def served(stop, answers, **environment):
+        storage.mkdir()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "orchestrator.cli", "ui", "--port", str(port)]
+        environment = os.environ | {"ORCHESTRATOR_STORAGE": str(storage)} | environment
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        server = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            _wait(lambda: answers(port))
+        finally:
+            server.send_signal(stop)
+            code = server.wait(timeout=30)
+        with socket.create_server(("127.0.0.1", port)):
+            pass  # nobody listens any more
+        return code
+
+    return served
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ui_stops_the_workers_of_the_server_too(served, tmp_path, stop):
+    package = tmp_path / "stand-in" / "mlflow"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    # Like MLflow's: a parent that starts a worker and does not stop it when it is stopped.
+    (package / "__main__.py").write_text(
+        "import subprocess, sys\n"
+        "port = sys.argv[sys.argv.index('--port') + 1]\n"
+        "assert sys.argv[sys.argv.index('--backend-store-uri') + 1].startswith('sqlite:////')\n"
+        "subprocess.run([sys.executable, '-m', 'http.server', '--bind', '127.0.0.1', port])\n"
+    )
+    code = served(stop, lambda port: _get(port, "/"), PYTHONPATH=str(package.parent))
+    assert code == 0
+
+
+@pytest.mark.slow
+def test_ui_serves_the_embedded_store(served):
+    assert served(signal.SIGINT, lambda port: _get(port, "/health") == b"OK") == 0
+
+
+def _get(port, path):
+    return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}").read()
+
+
+def _wait(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except OSError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

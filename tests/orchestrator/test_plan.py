@@ -1,0 +1,200 @@
+import json
+import shutil
+
+import pytest
+from rich.console import Console
+
+from algorithms.data import bundled
+from orchestrator.plan import Resume, make_plan
+from orchestrator.sweep import trials
+
+
+@pytest.fixture
+def plan(load, storage):
+    """A mapping -> its plan against the storage."""
+
+    def plan(content):
+        sweep = load(content)
+        return make_plan(sweep, trials(sweep), storage)
+
+    return plan
+
+
+@pytest.fixture
+def publish(storage):
+    """Make an ensemble look published."""
+
+    def publish(spec):
+        folder = storage / "ensembles" / spec.key
+        folder.mkdir(parents=True)
+        (folder / "ensemble.json").write_text("{}")
+
+    return publish
+
+
+def test_of_an_empty_storage_everything_is_to_do(quickstart, plan, storage):
+    planned = plan(quickstart)
+    assert [(job.seeds, job.resume) for job in planned.jobs] == [((0, 1), None)] * 2
+    assert [(e.spec.seed, e.cached, e.to_train) for e in planned.ensembles] == [(0, False, True)]
+    assert [dataset.id for dataset in planned.datasets_to_generate] == quickstart["datasets"]
+    assert planned.gradient_steps == 2 * 2 * 5 * 1000
+    assert not storage.exists()
+
+
+def test_per_seed_dynamics_need_an_ensemble_per_seed(quickstart, plan):
+    planned = plan(quickstart | {"dynamics_seeds": "per_seed", "seeds": [4, 7]})
+    assert [spec.seed for spec in planned.ensembles_to_train] == [4, 7]
+
+
+def test_six_penalties_on_two_data_sets_need_two_ensembles(quickstart, plan):
+    penalties = ["none", "max_std", "member_std", "combined", "mixture_std", "ensemble_variance"]
+    quickstart["grid"]["penalty"] = penalties
+    quickstart["datasets"].append("bundled/hopper-medium")
+    planned = plan(quickstart)
+    assert (len(planned.trials), len(planned.ensembles)) == (12, 2)
+
+
+def test_when_all_is_done_nothing_is_to_run(quickstart, expand, plan, finish):
+    for trial in expand(quickstart):
+        finish(trial, 0)
+        finish(trial, 1, index=1)
+    planned = plan(quickstart)
+    assert planned.jobs == ()
+    assert [cell.done for cell in planned.trials] == [(0, 1)] * 2
+    assert planned.ensembles_to_train == ()  # although it is not in the storage any more
+    assert planned.datasets_to_generate == ()
+    assert planned.summary().startswith("nothing to run")
+
+
+def test_one_more_seed_trains_that_seed_alone(quickstart, expand, plan, finish):
+    for trial in expand(quickstart):
+        finish(trial, 0)
+        finish(trial, 1, index=1)
+    planned = plan(quickstart | {"seeds": 3})
+    assert [(job.seeds, job.resume) for job in planned.jobs] == [((2,), None)] * 2
+
+
+def test_another_penalty_is_one_trial_and_no_ensemble(quickstart, expand, plan, finish, publish):
+    cells = expand(quickstart)
+    publish(cells[0].ensemble(0))
+    for trial in cells:
+        finish(trial, 0)
+        finish(trial, 1, index=1)
+    quickstart["grid"]["penalty"] = ["none", "combined", "max_std"]
+    planned = plan(quickstart)
+    assert [(job.trial.variant, job.seeds) for job in planned.jobs] == [
+        ("penalty=combined", (0, 1))
+    ]
+    assert [e.cached for e in planned.ensembles] == [True]
+    assert planned.ensembles_to_train == ()
+
+
+def test_more_epochs_continue_from_the_checkpoint(quickstart, expand, plan, finish):
+    for trial in expand(quickstart):
+        checkpoint = finish(trial, 0).checkpoint
+        finish(trial, 1, index=1)
+    quickstart["fixed"]["epochs"] = 8
+    planned = plan(quickstart)
+    assert planned.jobs[1].seeds == (0, 1)
+    assert planned.jobs[1].resume == Resume(checkpoint, indices=(0, 1), epochs=5)
+    assert planned.jobs[1].epochs_left == 3
+    assert planned.gradient_steps == 2 * 2 * 3 * 1000
+
+
+def test_fewer_epochs_than_are_trained_run_nothing(quickstart, expand, plan, finish):
+    for trial in expand(quickstart):
+        finish(trial, 0)
+        finish(trial, 1)
+    quickstart["fixed"]["epochs"] = 2
+    assert plan(quickstart).jobs == ()
+
+
+def test_seeds_continue_together_only_from_one_epoch_of_one_checkpoint(
+    quickstart, expand, plan, finish
+):
+    quickstart |= {"seeds": [0, 1, 2, 3, 4, 5], "grid": {"penalty": ["none"]}}
+    (trial,) = expand(quickstart)
+    first = finish(trial, 0, epochs=2, checkpoint="a", index=1).checkpoint
+    finish(trial, 3, epochs=2, checkpoint="a", index=0)
+    finish(trial, 1, epochs=1, checkpoint="a", index=2)
+    second = finish(trial, 2, epochs=2, checkpoint="b").checkpoint
+    finish(trial, 4, epochs=5)
+    (cell,) = plan(quickstart).trials
+    assert [(job.seeds, job.resume) for job in cell.jobs] == [
+        ((0, 3), Resume(first, (1, 0), 2)),
+        ((1,), Resume(first, (2,), 1)),
+        ((2,), Resume(second, (0,), 2)),
+        ((5,), None),
+    ]
+    assert cell.done == (4,)
+    assert cell.new == (5,)
+
+
+def test_a_seed_whose_checkpoint_is_gone_starts_anew_unless_it_is_done(
+    quickstart, expand, plan, finish
+):
+    quickstart["grid"]["penalty"] = ["none"]
+    (trial,) = expand(quickstart)
+    shutil.rmtree(finish(trial, 0, epochs=5, checkpoint="finished").checkpoint)
+    shutil.rmtree(finish(trial, 1, epochs=2, checkpoint="started").checkpoint)
+    (cell,) = plan(quickstart).trials
+    assert cell.done == (0,)
+    assert [(job.seeds, job.resume) for job in cell.jobs] == [((1,), None)]
+
+
+def test_a_diverged_seed_is_not_tried_again(quickstart, expand, plan, finish):
+    quickstart["grid"]["penalty"] = ["none"]
+    (trial,) = expand(quickstart)
+    finish(trial, 0, epochs=1, status="diverged")
+    finish(trial, 1, epochs=2, index=1)
+    (cell,) = plan(quickstart).trials
+    assert cell.done == (0,)
+    assert [job.seeds for job in cell.jobs] == [(1,)]
+
+
+def test_generated_data_is_not_generated_again(quickstart, expand, plan, storage):
+    path = bundled.cache_path(expand(quickstart)[0].dataset, storage)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert plan(quickstart).datasets_to_generate == ()
+
+
+def test_a_file_is_never_to_be_generated(quickstart, plan, hopper_file):
+    quickstart["datasets"] = [{"id": f"file:{hopper_file()}", "env": "Hopper-v4"}]
+    assert plan(quickstart).datasets_to_generate == ()
+
+
+def test_json_and_tables_tell_the_same(quickstart, expand, plan, finish):
+    trial, other = expand(quickstart)
+    finish(trial, 0)
+    finish(trial, 1, epochs=2)
+    planned = plan(quickstart)
+    told = json.loads(json.dumps(planned.to_json()))
+    assert told["trials"][0] == {
+        "name": trial.name,
+        "variant": "penalty=none",
+        "dataset": "bundled/hopper-medium-replay",
+        "epochs": 5,
+        "seeds": [0, 1],
+        "done": [0],
+        "continuing": [{"seeds": [1], "epochs": 2}],
+        "new": [],
+    }
+    assert told["trials"][1]["new"] == [0, 1]
+    assert told["ensembles"] == [
+        {
+            "key": other.ensemble(0).key,
+            "dataset": "bundled/hopper-medium-replay",
+            "seed": 0,
+            "cached": False,
+            "to_train": True,
+        }
+    ]
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(planned.render())
+    text = capture.get()
+    for word in ("penalty=max_std", "1 from epoch 2", other.ensemble(0).key, "to train"):
+        assert word in text
+    assert "to run: 3 seeds in 2 trials" in text
+    assert "13,000 gradient steps" in text

@@ -1,0 +1,59 @@
+import threading
+
+import pytest
+
+from algorithms.errors import UserError
+from orchestrator.results import ResultStore
+
+
+@pytest.fixture
+def result(quickstart, expand, finish):
+    trial, _ = expand(quickstart)
+    return finish(trial, 1, index=1)
+
+
+def test_what_is_put_is_got(result, storage):
+    assert ResultStore(storage).get(result.key) == result
+
+
+def test_an_unknown_key_is_none_and_reading_creates_nothing(storage):
+    assert ResultStore(storage).get("0" * 16) is None
+    assert ResultStore(storage).all() == []
+    assert not storage.exists()
+
+
+def test_a_later_result_replaces_an_earlier(result, storage):
+    store = ResultStore(storage)
+    later = result.model_copy(update={"epochs": 9, "score": None})
+    store.put(later)
+    assert store.all() == [later]
+
+
+def test_a_reader_never_sees_half_a_result(result, storage):
+    store = ResultStore(storage)
+    versions = [result.model_copy(update={"trial": str(i) * 5000}) for i in range(10)]
+    stop = threading.Event()
+
+    def write():
+        while not stop.is_set():
+            for version in versions:
+                store.put(version)
+
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    try:
+        read = [store.get(result.key) for _ in range(200)]
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert all(seen in (result, *versions) for seen in read)
+    assert [path.name for path in (storage / "results").iterdir()] == [f"{result.key}.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"key": "x", "a field of a later version": 1}'])
+def test_an_unreadable_result_is_named(result, storage, text):
+    (storage / "results" / f"{result.key}.json").write_text(text)
+    with pytest.raises(UserError, match=rf"{result.key}\.json .*delete it"):
+        ResultStore(storage).get(result.key)
