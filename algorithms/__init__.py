@@ -20,7 +20,7 @@ class AlgorithmEntry(NamedTuple):
     def config_class(self) -> type[OfflineConfig]:
         """The RLlib config class; importing it imports Ray and torch."""
         module, name = self.config.split(":")
-        return getattr(import_module(module), name)  # type: ignore[no-any-return]
+        return getattr(import_module(module), name)
 
 
 ALGORITHMS: dict[str, AlgorithmEntry] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any, Self
 
 import gymnasium
 import numpy as np
@@ -51,7 +52,7 @@ class Evaluator:
                 which are therefore the same for every seed, variant and run.
         """
         total = np.zeros((self.num_seeds, self.episodes))
-        running: list[tuple[int, int, gymnasium.Env]] = []
+        running: list[tuple[int, int, gymnasium.Env[Any, Any]]] = []
         for s, envs in enumerate(self._envs):
             for b, env in enumerate(envs):
                 self._obs_SBO[s, b], _ = env.reset(
@@ -74,7 +75,7 @@ class Evaluator:
             for env in envs:
                 env.close()
 
-    def __enter__(self) -> Evaluator:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -26,23 +26,33 @@ def content_key(payload: Mapping[str, Any]) -> str:
 
 
 @cache
+def git_commit() -> str | None:
+    """The commit of the git checkout that this code runs from, None where there is none."""
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "--show-prefix", "HEAD"],  # noqa: S607 - the user's own git
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return None
+    # Installed elsewhere, this file may lie in a repository that is not this project's.
+    if answer.returncode != 0 or not answer.stdout.startswith("algorithms/\n"):
+        return None
+    return answer.stdout.split()[1]
+
+
+@cache
 def code_version() -> str:
     """The installed version of this project, with the git commit where there is one."""
     try:
         release = version("orchestrator-rl")
     except PackageNotFoundError:  # run from a working directory, not installed
         release = "source"
-    try:
-        git = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return release
-    return f"{release}+{git.stdout.strip()}"
+    commit = git_commit()
+    return f"{release}+{commit}" if commit else release
 
 
 class EnsembleSpec(BaseModel):

@@ -89,23 +89,16 @@ class OfflineTraining:
         """
         model = self._extend_buffer()
         num_real = int(self.settings.batch_size * self.settings.real_ratio)
-        sums: list[Tensor] | None = None
+        names = ("critic_loss", "actor_loss", "alpha", "entropy", "q_data", "q_model")
+        sums = torch.zeros(len(names), len(self.seeds), device=self.data_NW.device)
         for batch, noise in self._batches(num_real):
             step = self._gradient_step(batch, noise)
-            values = [
-                step.critic_loss_S,
-                step.actor_loss_S,
-                step.alpha_S,
-                step.entropy_S,
-                step.q_SB[:, :num_real].mean(dim=1),
-                step.q_SB[:, num_real:].mean(dim=1),
-            ]
-            sums = values if sums is None else torch._foreach_add(sums, values)
-        assert sums is not None
+            q_data_S = step.q_SB[:, :num_real].mean(dim=1)
+            q_model_S = step.q_SB[:, num_real:].mean(dim=1)
+            sums += torch.stack([*step[:4], q_data_S, q_model_S])
         self.epoch += 1
-        names = ("critic_loss", "actor_loss", "alpha", "entropy", "q_data", "q_model")
-        steps = self.settings.gradient_steps_per_epoch
-        statistics = {name: total / steps for name, total in zip(names, sums, strict=True)}
+        means = sums / self.settings.gradient_steps_per_epoch
+        statistics = dict(zip(names, means, strict=True))
         if num_real == 0:
             del statistics["q_data"]
         statistics |= {
@@ -148,9 +141,7 @@ class OfflineTraining:
         steps, batch_size = self.settings.gradient_steps_per_epoch, self.settings.batch_size
         obs_dim, action_dim = self.networks.obs_dim, self.networks.action_dim
         real_SNB = randint(self.generators, self.data_NW.shape[0], steps, num_real)
-        model_SNB = randint_below(
-            self.generators, self.buffer.size_S, steps, batch_size - num_real
-        )
+        model_SNB = randint_below(self.generators, self.buffer.size_S, steps, batch_size - num_real)
         noise_SN2BA = randn(self.generators, steps, 2, batch_size, action_dim)
         seed_S1 = torch.arange(len(self.seeds), device=self.data_NW.device)[:, None]
         for n in range(steps):
@@ -209,7 +200,9 @@ class OfflineTraining:
 def select_seeds(state: State, positions: Sequence[int]) -> State:
     """The state of some seeds of a stack, in the given order."""
     index = torch.tensor(list(positions))
-    return {k: v if v.dim() == 0 else v.index_select(0, index.to(v.device)) for k, v in state.items()}
+    return {
+        k: v if v.dim() == 0 else v.index_select(0, index.to(v.device)) for k, v in state.items()
+    }
 
 
 def _below(state: State, prefix: str) -> State:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,7 +81,7 @@ class _OnlineTraining:
         self.sac = SACSettings(
             actor_lr=settings.actor_lr, critic_lr=settings.critic_lr, alpha_lr=settings.alpha_lr
         )
-        self.envs = gymnasium.vector.SyncVectorEnv(
+        self.envs: Any = gymnasium.vector.SyncVectorEnv(
             [lambda: make_env(settings.env_id)] * settings.num_envs,
             autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP,
         )
@@ -192,4 +191,4 @@ def _write_level(training: _OnlineTraining, evaluator: Evaluator, folder: Path) 
 def _save(training: _OnlineTraining, path: Path) -> None:
     aside = path.with_suffix(".tmp")
     torch.save(training.state_dict(), aside)
-    os.replace(aside, path)
+    aside.replace(path)

@@ -67,7 +67,7 @@ def combined(p: Prediction) -> Tensor:
 
 
 def mixture_std(p: Prediction) -> Tensor:
-    """sqrt of the total variance of the members' equally weighted Gaussian mixture.
+    """Root of the total variance of the members' equally weighted Gaussian mixture.
 
     Law of total variance: the mean of the variances plus the variance of the means.
     """

@@ -30,12 +30,12 @@ def randint(generators: Sequence[torch.Generator], high: int, *shape: int) -> Te
 
 
 def randint_below(generators: Sequence[torch.Generator], high_S: Tensor, *shape: int) -> Tensor:
-    """Uniform integers below `high_S[s]`, a tensor: no size has to leave the device. `[S, *shape]`."""
+    """Uniform integers below `high_S[s]`, `[S, *shape]`.
+
+    `high_S` is a tensor, so that a buffer's size need not leave the device.
+    """
     uniform = torch.stack(
-        [
-            torch.rand(*shape, generator=g, device=g.device, dtype=torch.float64)
-            for g in generators
-        ]
+        [torch.rand(*shape, generator=g, device=g.device, dtype=torch.float64) for g in generators]
     )
     high = high_S.view(-1, *(1 for _ in shape))
     return (uniform * high).long()

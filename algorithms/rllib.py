@@ -184,7 +184,8 @@ class StackedSACModule(TorchRLModule):
     """
 
     def setup(self) -> None:
-        assert self.observation_space is not None and self.action_space is not None
+        assert self.observation_space is not None
+        assert self.action_space is not None
         self.networks = SACNetworks(
             self.observation_space.shape[0],
             self.action_space.shape[0],
@@ -228,7 +229,7 @@ class OfflineLearner(TorchLearner):
     def compute_loss_for_module(self, **kwargs: Any) -> Any:
         raise AssertionError("update() does not use RLlib's loss loop")
 
-    def update(self, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+    def update(self, **kwargs: Any) -> dict[str, Tensor]:
         """Rollouts and gradient steps of one epoch; per-seed statistics `[S]` on the host."""
         self._check_is_built()
         self.before_gradient_based_update(timesteps={})
@@ -246,7 +247,9 @@ class OfflineLearner(TorchLearner):
     ) -> dict[str, Any]:
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(TRAINING_COMPONENT, components, not_components):
-            state[TRAINING_COMPONENT] = self.training.state_dict()
+            # Copies: training goes on in the tensors that `state_dict` refers to.
+            tensors = self.training.state_dict()
+            state[TRAINING_COMPONENT] = {name: value.clone() for name, value in tensors.items()}
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -255,8 +258,8 @@ class OfflineLearner(TorchLearner):
             self.training.load_state_dict(state[TRAINING_COMPONENT])
 
     def get_checkpointable_components(self) -> list[tuple[str, Checkpointable]]:
-        components = super().get_checkpointable_components()
-        return [*components, (TRAINING_COMPONENT, _TrainingFile(self.training))]
+        inherited = super().get_checkpointable_components()  # type: ignore[no-untyped-call]
+        return [*inherited, (TRAINING_COMPONENT, _TrainingFile(self.training))]
 
 
 class _TrainingFile(Checkpointable):
@@ -282,7 +285,8 @@ class _TrainingFile(Checkpointable):
         filesystem: Any = None,
         use_msgpack: bool = False,
     ) -> str:
-        assert path is not None and filesystem is not None
+        assert path is not None
+        assert filesystem is not None
         folder = pathlib.Path(path)
         filesystem.create_dir(folder.as_posix(), recursive=True)
         state = self.get_state() if state is None else state
@@ -331,7 +335,7 @@ def _training_state(content: bytes, path: str) -> State:
             f"{path} has checkpoint format {metadata.get('format')}, this version reads "
             f"{CHECKPOINT_FORMAT}: use the code that wrote it, {metadata.get('code')}"
         )
-    return load_tensors(content)  # type: ignore[no-any-return]
+    return load_tensors(content)
 
 
 class OfflineAlgorithm(Algorithm):
@@ -439,4 +443,3 @@ class OfflineAlgorithm(Algorithm):
     def cleanup(self) -> None:
         self._evaluator.close()
         super().cleanup()
-

@@ -19,7 +19,6 @@ from algorithms.networks import StackedMLP
 from algorithms.settings import SACSettings
 from algorithms.transitions import Transition
 
-
 LOG_STD_BOUNDS = (-5.0, 2.0)
 
 

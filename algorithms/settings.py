@@ -8,6 +8,7 @@ validated in an instant.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Self, TypeVar
 
@@ -124,5 +125,26 @@ def validated(kind: type[Part], values: Mapping[str, Any]) -> Part:
         return kind(**values)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
-        message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
-        raise UserError(": ".join([*map(str, detail["loc"][:1]), message])) from None
+        raise UserError(": ".join([*map(str, detail["loc"][:1]), reason(detail)])) from None
+
+
+_EXPECTED_TYPE = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "text or a mapping with 'id'",
+    "finite_number": "a finite number",
+}
+
+
+def reason(detail: Any) -> str:
+    """One of pydantic's error details in words a user knows: what is needed, what was given."""
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    got = reprlib.repr(detail["input"])
+    if detail["type"] in _EXPECTED_TYPE:
+        return f"must be {_EXPECTED_TYPE[detail['type']]}, got {got}"
+    return f"{detail['msg'].replace('Input should', 'must')}, got {got}"

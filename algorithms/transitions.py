@@ -40,7 +40,13 @@ class Transition(NamedTuple):
         A packed batch is gathered with one index operation instead of five.
         """
         return torch.cat(
-            [self.obs, self.action, self.reward[..., None], self.next_obs, self.terminal[..., None]],
+            [
+                self.obs,
+                self.action,
+                self.reward[..., None],
+                self.next_obs,
+                self.terminal[..., None],
+            ],
             dim=-1,
         )
 
@@ -60,7 +66,9 @@ class RingBuffer:
     different seeds terminate at different rows.
     """
 
-    def __init__(self, num_seeds: int, capacity: int, width: int, device: torch.device | str) -> None:
+    def __init__(
+        self, num_seeds: int, capacity: int, width: int, device: torch.device | str
+    ) -> None:
         self.capacity = capacity
         self.rows_SNW = torch.zeros(num_seeds, capacity, width, device=device)
         self.size_S = torch.zeros(num_seeds, dtype=torch.long, device=device)

@@ -19,9 +19,7 @@ from orchestrator.progress import StageProgress
 POLL_SECONDS = 1.0
 
 
-def train(
-    specs: Sequence[EnsembleSpec], storage: Path, device: str, console: Console
-) -> None:
+def train(specs: Sequence[EnsembleSpec], storage: Path, device: str, console: Console) -> None:
     """Train and publish the given ensembles, side by side, showing how each gets on.
 
     Raises:

@@ -25,15 +25,13 @@ def export_policy(trial: str, seed: int, out: Path | None, storage: Path) -> Pat
         UserError: no such trial or seed, or its checkpoint is gone.
     """
     result = _find(ResultStore(storage).all(), trial, seed)
-    if result.existing_checkpoint is None:
-        raise UserError(f"the checkpoint of {trial} seed {seed} is gone: {result.checkpoint}")
     from algorithms import policy as policies
     from algorithms.rllib import read_training_state
 
     path = out or Path(f"{trial}-seed{seed}.pt2")
     if not path.absolute().parent.is_dir():
         raise UserError(f"no such folder: {path.absolute().parent}")
-    state = read_training_state(result.existing_checkpoint)
+    state = read_training_state(str(result.checkpoint))
     policies.export_policy(policies.Policy.from_state(state, result.index), path)
     return path
 
@@ -45,6 +43,8 @@ def _find(results: list[SeedResult], trial: str, seed: int) -> SeedResult:
     of_seed = [result for result in of_trial if result.seed == seed]
     if not of_seed:
         raise UserError(expected("seed", seed, {r.seed for r in of_trial}))
-    # The same name may stand for several results: sweeps that differ in `fixed`. The newest
-    # is what the user has just seen.
-    return max(of_seed, key=lambda r: Path(r.checkpoint or ".").stat().st_mtime)
+    kept = [result for result in of_seed if result.existing_checkpoint]
+    if not kept:
+        raise UserError(f"{trial} seed {seed}: its checkpoint {of_seed[0].checkpoint} is gone")
+    # Sweeps that differ in `fixed` alone share names: take what was trained last.
+    return max(kept, key=lambda r: Path(str(r.checkpoint)).stat().st_mtime)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import NewType
+from typing import NewType, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -68,7 +68,7 @@ class StageProgress:
             self._console.print(f"{name}: {completed}/{total} epochs {note}", soft_wrap=True)
         self._printed[task] = time.monotonic()
 
-    def __enter__(self) -> StageProgress:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 

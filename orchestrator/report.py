@@ -113,13 +113,13 @@ def notes(sweep: Sweep, frame: pd.DataFrame) -> list[str]:
 def render(sweep: Sweep, frame: pd.DataFrame) -> RenderableType:
     """The table for a terminal, its notes below."""
     table = Table(box=SIMPLE_HEAD, title=f"{sweep.name}: {sweep.question}".removesuffix(": "))
-    words = " ".join(frame["variant"]).split()
-    table.add_column("variant", min_width=max(map(len, words)))
+    # Numbers are never cut: on a narrow terminal the names fold.
+    table.add_column("variant", overflow="fold")
     table.add_column("dataset", overflow="fold")
     table.add_column("seeds", no_wrap=True)
-    table.add_column("normalised score", justify="right")
-    table.add_column("data's score", justify="right")
-    table.add_column("minutes", justify="right")
+    table.add_column("normalised\nscore", justify="right", no_wrap=True)
+    table.add_column("data's\nscore", justify="right", no_wrap=True)
+    table.add_column("minutes", justify="right", no_wrap=True)
     for row in frame.to_dict("records"):
         table.add_row(
             row["variant"],

@@ -30,7 +30,7 @@ from algorithms import ALGORITHMS
 from algorithms.data.catalog import DEFAULT_SIZE, DatasetSpec, resolve
 from algorithms.errors import UserError, expected
 from algorithms.identity import EnsembleSpec, content_key
-from algorithms.settings import EnsembleSettings, MOPOSettings
+from algorithms.settings import EnsembleSettings, MOPOSettings, reason
 
 RESULT_FORMAT = 1
 MAX_SEEDS = 1000
@@ -354,17 +354,6 @@ def _read_yaml(path: Path) -> object:
 
 # --- pydantic's errors as sentences ---------------------------------------------------------
 
-_EXPECTED_TYPE = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "string_type": "text",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "a mapping of keys to values",
-    "model_type": "text or a mapping with 'id'",
-    "finite_number": "a finite number",
-}
-
 
 def _sweep_sentence(error: ValidationError) -> str:
     details = error.errors(include_url=False)
@@ -376,28 +365,19 @@ def _sweep_sentence(error: ValidationError) -> str:
         return f"{path}: {_unknown_key(str(detail['loc'][-1]), model.model_fields)}"
     if detail["type"] == "missing":
         return f"{path}: this key is required"
-    return f"{path}: {_reason(detail)}" if path else _reason(detail)
+    return f"{path}: {reason(detail)}" if path else reason(detail)
 
 
 def _settings_sentence(
     error: ValidationError, fixed: Mapping[str, Any], choices: Mapping[str, Any]
 ) -> str:
     detail = error.errors(include_url=False)[0]
-    reason = _reason(detail)
+    sentence = reason(detail)
     given = [*(("grid", key) for key in choices), *(("fixed", key) for key in fixed)]
     # A rule between several keys has no location of its own, but its sentence names them.
-    named = set(detail["loc"][:1] or re.findall(r"\w+", reason))
+    named = set(detail["loc"][:1] or re.findall(r"\w+", sentence))
     path = ", ".join(f"{section}.{key}" for section, key in given if key in named)
-    return f"{path or 'fixed'}: {reason}"
-
-
-def _reason(detail: Any) -> str:
-    if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"])
-    got = reprlib.repr(detail["input"])
-    if detail["type"] in _EXPECTED_TYPE:
-        return f"must be {_EXPECTED_TYPE[detail['type']]}, got {got}"
-    return f"{detail['msg'].replace('Input should', 'must')}, got {got}"
+    return f"{path or 'fixed'}: {sentence}"
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -22,7 +22,6 @@ import json
 import logging
 import os
 import queue
-import subprocess
 import threading
 import time
 from collections import Counter, deque
@@ -32,13 +31,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, takewhile
 from numbers import Real
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from ray.tune import Callback
+
+from algorithms.identity import git_commit
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -581,17 +581,8 @@ def source_tags() -> dict[str, str]:
     tags = {"mlflow.source.name": "orchestrator", "mlflow.source.type": "LOCAL"}
     with suppress(KeyError, OSError):  # a container's user need not have a name
         tags["mlflow.user"] = getpass.getuser()
-    with suppress(FileNotFoundError):  # git need not be there
-        answer = subprocess.run(
-            ["git", "rev-parse", "--show-prefix", "HEAD"],  # noqa: S607 - the user's own git
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        # Installed elsewhere, this file may lie in a repository that is not this project's.
-        if answer.returncode == 0 and answer.stdout.startswith("orchestrator/\n"):
-            tags["mlflow.source.git.commit"] = answer.stdout.split()[1]
+    if commit := git_commit():
+        tags["mlflow.source.git.commit"] = commit
     return tags
 
 

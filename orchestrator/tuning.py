@@ -66,6 +66,8 @@ def run(sweep: Sweep, trials: Sequence[Trial], settings: Settings, console: Cons
 
 def _connect(settings: Settings) -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine."""
+    # RLlib greets every algorithm with a notice that the new API stack is on.
+    logging.getLogger("ray.rllib.algorithms.algorithm_config").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.ray_address is None:
         ray.init("local", namespace=NAMESPACE, include_dashboard=False, **quiet)
@@ -122,7 +124,7 @@ def _record_ensemble(tracker: Tracker, spec: EnsembleSpec, storage: Path) -> Non
 
 def _dataset_record(spec: EnsembleSpec | Trial) -> dict[str, str]:
     dataset = spec.dataset
-    return {"id": dataset.id, "digest": dataset.content_hash[:36], "env_id": dataset.env_id}
+    return {"id": dataset.id, "digest": dataset.content_hash, "env_id": dataset.env_id}
 
 
 def _train_jobs(
@@ -133,6 +135,8 @@ def _train_jobs(
         return {}
     # MLflow holds the curves; Tune's own loggers would write each result three times more.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # Of Tune's two displays the old one keeps silent when asked to.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     # Ctrl-C ends the sweep as an exception, like anywhere else; Tune would swallow it.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     sweep = plan.sweep
@@ -165,7 +169,7 @@ def _train_jobs(
         )
         results = tuner.fit()
     failed = {}
-    for result in results:
+    for result in (results[index] for index in range(len(results))):
         if result.error is not None:
             name = Path(result.path).name
             failed[name] = f"{str(result.error).strip().splitlines()[-1]} (see {result.path})"
@@ -196,7 +200,7 @@ def job_config(job: Job, storage: Path) -> dict[str, Any]:
             "dataset": _dataset_record(trial),
             "seeds": list(job.seeds),
             "cell_seeds": list(trial.seeds),
-            "ensemble_keys": sorted({spec.key for spec in specs}),
+            "ensemble_keys": sorted({trial.ensemble(seed).key for seed in trial.seeds}),
             "tags": {"variant": trial.variant},
             # For `ResultCallback`, in the order of the seeds.
             "result_keys": [trial.result_key(seed) for seed in job.seeds],
@@ -284,10 +288,11 @@ class ProgressCallback(tune.Callback):
         show(self._bars[trial.trial_id], result["epoch"], note)
 
 
-def _record_table(
-    tracker: Tracker, sweep: Sweep, trials: Sequence[Trial], storage: Path
-) -> None:
+def _record_table(tracker: Tracker, sweep: Sweep, trials: Sequence[Trial], storage: Path) -> None:
     text = io.StringIO()
     frame = report.summary(trials, ResultStore(storage))
     Console(file=text, width=120).print(report.render(sweep, frame))
     tracker.log_table(text.getvalue(), "table.txt")
+    for trial, row in zip(trials, frame.to_dict("records"), strict=True):
+        if row["scores"]:
+            tracker.log_score(trial.name, row["score"], row["epochs_done"])

@@ -9,6 +9,7 @@ transitions after every episode, and `done` after every shard.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from algorithms.environments import ENVIRONMENTS, make_env, stream_seed
 from algorithms.sac import SACNetworks
 from algorithms.settings import SACSettings
 
-# Environments per process, stepped together so that one pass of the policy serves all.
-LOCKSTEP = 10
+# Environments per process, stepped together so that one pass of the policy serves all;
+# fewer for a shard that so many episodes of full length would overfill.
+LOCKSTEP, FULL_LENGTH = 10, 1000
 
 
 def load_policy(path: Path, env_id: str) -> SACNetworks:
@@ -44,8 +46,9 @@ def roll_out(shard: Shard) -> OfflineDataset:
     """
     networks = load_policy(shard.policy, shard.env_id)
     generator = torch.Generator().manual_seed(stream_seed(BUNDLED_STREAM, *shard.seed_words))
-    envs = [make_env(shard.env_id) for _ in range(LOCKSTEP)]
-    obs_1BO = np.zeros((1, LOCKSTEP, networks.obs_dim), dtype=np.float32)
+    lockstep = min(LOCKSTEP, math.ceil(shard.size / FULL_LENGTH))
+    envs = [make_env(shard.env_id) for _ in range(lockstep)]
+    obs_1BO = np.zeros((1, lockstep, networks.obs_dim), dtype=np.float32)
     episodes: list[list[tuple[object, ...]]] = []  # rows in the order of `OfflineDataset`
     running: dict[int, int] = {}  # environment -> episode
     steps, mean_length = 0, 0.0
@@ -61,7 +64,7 @@ def roll_out(shard: Shard) -> OfflineDataset:
                 episodes.append([])
         if not running:
             break
-        noise = torch.randn(1, LOCKSTEP, networks.action_dim, generator=generator)
+        noise = torch.randn(1, lockstep, networks.action_dim, generator=generator)
         action_BA = networks.policy(torch.from_numpy(obs_1BO)).sample(noise)[0][0].numpy()
         for e, i in list(running.items()):
             obs, action = obs_1BO[0, e].copy(), action_BA[e].copy()

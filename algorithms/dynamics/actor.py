@@ -14,15 +14,13 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from ray.actor import ActorHandle
 
 from algorithms.data.datasets import load
 from algorithms.dynamics.ensemble import DynamicsEnsemble
@@ -42,20 +40,20 @@ log = logging.getLogger(__name__)
 NAMESPACE = "orchestrator"
 
 
-@ray.remote(max_restarts=3, max_task_retries=3)
 class EnsembleTrainer:
     """Trains one ensemble and publishes it; restarted, it goes on after its last epoch."""
 
-    def train(self, spec: EnsembleSpec, storage: Path, service: ActorHandle | None) -> None:
+    def train(self, spec: EnsembleSpec, storage: Path, service: Any) -> None:
         on_gpu = bool(ray.get_gpu_ids())
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         torch.set_num_threads(max(1, int(cpus)))
         for epoch in train_ensemble(spec, storage, device="cuda" if on_gpu else "cpu"):
-            if service is not None:
-                service.report.remote(spec.key, epoch)
+            service.report.remote(spec.key, epoch)
 
 
-def train_ensemble(spec: EnsembleSpec, storage: Path, device: str = "cpu") -> Any:
+def train_ensemble(
+    spec: EnsembleSpec, storage: Path, device: str = "cpu"
+) -> Iterator[dict[str, float]]:
     """Train and publish one ensemble, yielding the metrics of every epoch.
 
     A checkpoint is written after each epoch and removed with the publication.
@@ -85,14 +83,13 @@ def train_ensemble(spec: EnsembleSpec, storage: Path, device: str = "cpu") -> An
         }
         aside = checkpoint.with_suffix(f".{os.getpid()}.tmp")
         torch.save(state, aside)
-        os.replace(aside, checkpoint)
+        aside.replace(checkpoint)
         yield {"epoch": training.epoch, **metrics}
     ensemble, result = training.result()
     publish_ensemble(storage, spec, ensemble, result[0], history, seconds)
     checkpoint.unlink(missing_ok=True)
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class EnsembleService:
     """Single-flight per key: concurrent callers get the result of one training."""
 
@@ -114,7 +111,7 @@ class EnsembleService:
     async def _train(self, spec: EnsembleSpec, resources: dict[str, float]) -> None:
         # DEFAULT scheduling: inside a trial's placement group the trainer would wait for
         # the very resources that the trial holds.
-        trainer = EnsembleTrainer.options(scheduling_strategy="DEFAULT", **resources).remote()
+        trainer = _TRAINER.options(scheduling_strategy="DEFAULT", **resources).remote()
         service = ray.get_runtime_context().current_actor
         try:
             await trainer.train.remote(spec, self._storage, service)
@@ -130,13 +127,17 @@ class EnsembleService:
         return self._progress
 
 
-def ensemble_service(storage: Path) -> ActorHandle:
+_TRAINER: Any = ray.remote(max_restarts=3, max_task_retries=3)(EnsembleTrainer)
+_SERVICE: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(EnsembleService)
+
+
+def ensemble_service(storage: Path) -> Any:
     """The cluster's coordinator for this storage and version of the code, started if needed."""
     if not ray.is_initialized():
         raise UserError("Ray is not running: call ray.init() first")
     identity = f"{storage.resolve()}|{code_version()}"
     name = f"ensembles-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    return EnsembleService.options(
+    return _SERVICE.options(
         name=name,
         namespace=NAMESPACE,
         get_if_exists=True,
@@ -157,7 +158,8 @@ def obtain_ensembles(specs: Sequence[EnsembleSpec], storage: Path) -> list[Publi
     resources = trainer_resources()
     distinct = {spec.key: spec for spec in specs}
     references = {key: service.obtain.remote(spec, resources) for key, spec in distinct.items()}
-    return [ray.get(references[spec.key]) for spec in specs]
+    published = dict(zip(references, ray.get(list(references.values())), strict=True))
+    return [published[spec.key] for spec in specs]
 
 
 def obtain_ensemble(specs: Sequence[EnsembleSpec], storage: Path) -> DynamicsEnsemble:

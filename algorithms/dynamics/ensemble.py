@@ -64,9 +64,7 @@ class DynamicsEnsemble(nn.Module):
         self.max_log_var_SD = nn.Parameter(torch.full((num_seeds, outputs), high))
         self.register_buffer("input_mean_SI", torch.zeros(num_seeds, inputs))
         self.register_buffer("input_std_SI", torch.ones(num_seeds, inputs))
-        self.register_buffer(
-            "elites_SK", torch.arange(settings.num_elites).repeat(num_seeds, 1)
-        )
+        self.register_buffer("elites_SK", torch.arange(settings.num_elites).repeat(num_seeds, 1))
 
     @property
     def num_seeds(self) -> int:
@@ -98,7 +96,7 @@ class DynamicsEnsemble(nn.Module):
 
 
 def sample_member(prediction: Prediction, noise_SBD: Tensor) -> Tensor:
-    """mean + std * noise of each row's own member, `[S, B, D]`."""
+    """The outcome mean + std * noise of each row's own member, `[S, B, D]`."""
     index = prediction.member[:, None, :, None].expand(-1, 1, -1, noise_SBD.shape[-1])
     mean = prediction.mean.gather(1, index).squeeze(1)
     std = prediction.std.gather(1, index).squeeze(1)
@@ -106,7 +104,10 @@ def sample_member(prediction: Prediction, noise_SBD: Tensor) -> Tensor:
 
 
 def ensemble_loss(
-    ensemble: DynamicsEnsemble, gaussian: Gaussian, target_SEBD: Tensor, weight_decay: Sequence[float]
+    ensemble: DynamicsEnsemble,
+    gaussian: Gaussian,
+    target_SEBD: Tensor,
+    weight_decay: Sequence[float],
 ) -> Tensor:
     """Gaussian negative log-likelihood without constants, plus regularisers, `[S]`.
 

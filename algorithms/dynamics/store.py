@@ -7,7 +7,6 @@ objects: an ensemble can be read by any later version, and by other tools.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -71,7 +70,7 @@ def publish_ensemble(
     }
     (aside / DESCRIPTION).write_text(json.dumps(description, indent=1))
     try:
-        os.rename(aside, folder)
+        aside.rename(folder)
     except OSError:  # somebody else published the same ensemble first
         shutil.rmtree(aside)
         if not (folder / DESCRIPTION).is_file():
@@ -83,13 +82,8 @@ def stack_ensembles(published: Sequence[PublishedEnsemble]) -> DynamicsEnsemble:
     description = published[0].description
     settings = EnsembleSettings.model_validate(description["spec"]["settings"])
     unused = [torch.Generator() for _ in published]  # every weight is loaded below
-    ensemble = DynamicsEnsemble(
-        description["obs_dim"], description["action_dim"], settings, unused
-    )
+    ensemble = DynamicsEnsemble(description["obs_dim"], description["action_dim"], settings, unused)
     ensemble.load_state_dict(
-        {
-            name: torch.cat([p.weights[name] for p in published])
-            for name in published[0].weights
-        }
+        {name: torch.cat([p.weights[name] for p in published]) for name in published[0].weights}
     )
     return ensemble

@@ -83,13 +83,14 @@ class EnsembleTraining:
         self.best = [p.detach().clone() for p in self.ensemble.parameters()]
 
     @property
-    def running_S(self) -> Tensor:
+    def still_training(self) -> Tensor:
         """Which seeds still train: none of whose members stood still for `patience` epochs."""
         return self.epochs_without_improvement_S < self.settings.dynamics_patience
 
     @property
     def finished(self) -> bool:
-        return self.epoch >= self.settings.dynamics_max_epochs or not bool(self.running_S.any())
+        everyone_stopped = not bool(self.still_training.any())
+        return everyone_stopped or self.epoch >= self.settings.dynamics_max_epochs
 
     def train_epoch(self) -> dict[str, list[float]]:
         """One pass over every member's bootstrap; returns metrics, one value per seed."""
@@ -154,7 +155,7 @@ class EnsembleTraining:
         The log-variance bounds belong to all members: they are kept whenever any improved.
         """
         improved_SE = mse_SE < self.best_mse_SE * (1.0 - MIN_IMPROVEMENT)
-        improved_SE &= self.running_S.to(mse_SE.device)[:, None]
+        improved_SE &= self.still_training.to(mse_SE.device)[:, None]
         improved_S = improved_SE.any(dim=1)
         self.best_mse_SE = torch.where(improved_SE, mse_SE, self.best_mse_SE)
         for best, current in zip(self.best, self.ensemble.parameters(), strict=True):
@@ -163,7 +164,7 @@ class EnsembleTraining:
             best.copy_(torch.where(mask, current, best))
         count = torch.where(improved_S.cpu(), 0, self.epochs_without_improvement_S + 1)
         self.epochs_without_improvement_S = torch.where(
-            self.running_S, count, self.epochs_without_improvement_S
+            self.still_training, count, self.epochs_without_improvement_S
         )
 
     @torch.no_grad()
@@ -231,7 +232,5 @@ def _split(
     size = min(int(rows * settings.holdout_fraction), settings.holdout_max)
     if size < 1 or size >= rows:
         raise ValueError(f"{rows} transitions are too few to hold some out")
-    shuffled = torch.stack(
-        [torch.randperm(rows, generator=g, device=g.device) for g in generators]
-    )
+    shuffled = torch.stack([torch.randperm(rows, generator=g, device=g.device) for g in generators])
     return shuffled[:, :size], shuffled[:, size:]

@@ -5,11 +5,13 @@ import math
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 import uuid
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,8 +90,13 @@ def mlflow_server(tmp_path_factory):
 
 
 @pytest.fixture
-def own_mlflow_server(tmp_path):
-    """A server to lose; not started yet."""
+def own_mlflow_server(tmp_path, mlflow_server):
+    """A server to lose; not started yet. A copy of the store saves making its tables."""
+    with (
+        closing(sqlite3.connect(mlflow_server.folder / "mlflow.db")) as source,
+        closing(sqlite3.connect(tmp_path / "mlflow.db")) as copy,
+    ):
+        source.backup(copy)
     server = MLflowServer(tmp_path)
     yield server
     server.kill()
@@ -130,10 +137,9 @@ def an_epoch(epoch, *seeds, **metrics):
     }
 
 
-def a_trial(job, trial_id="t1", **changes):
-    return SimpleNamespace(
-        trial_id=trial_id, config={"job": {"record": job}}, last_result=None, **changes
-    )
+def a_trial(job, trial_id="t1"):
+    config = {"job": {"record": job}}
+    return SimpleNamespace(trial_id=trial_id, config=config, last_result=None)
 
 
 def runs_of(client, experiment):
@@ -464,7 +470,8 @@ def test_a_server_lost_half_way_costs_no_exception_and_little_time(
 
 
 @pytest.mark.slow
-def test_what_waited_for_the_server_arrives_in_order(own_mlflow_server, sweep, caplog):
+def test_what_waited_for_the_server_arrives_in_order(own_mlflow_server, sweep, monkeypatch, caplog):
+    monkeypatch.setattr(tracking, "MAX_BACKOFF_SECONDS", 0.5)
     own_mlflow_server.start()
     tracker = Tracker(own_mlflow_server.uri, sweep)
     tracker.start_trial(a_job())

@@ -1,0 +1,162 @@
+"""The algorithm as RLlib's users know it: configure, train, evaluate, save, restore, export."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from algorithms.errors import UserError
+from algorithms.mopo import MOPO, MOPOConfig
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def config(dataset, settings, new_storage):
+    return (
+        MOPOConfig()
+        .environment("Hopper-v4")
+        .offline(dataset=dataset, seeds=2, storage=new_storage())
+        .training(**settings | {"epochs": 10})
+    )
+
+
+@pytest.fixture(scope="module")
+def algo(config, local_ray):
+    """An algorithm after two epochs."""
+    algo = config.copy(copy_frozen=False).build_algo()
+    algo.train()
+    algo.train()
+    yield algo
+    algo.stop()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(algo, tmp_path_factory):
+    return algo.save_to_path(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def trained(algo, checkpoint):
+    """The algorithm in memory and the result of epoch 3; `checkpoint` holds it at epoch 2."""
+    in_memory = algo.get_state()
+    return in_memory, algo.train()
+
+
+def assert_same_training(a, b):
+    a, b = a.training.state_dict(), b.training.state_dict()
+    assert a.keys() == b.keys()
+    for name in a.keys() - {"seconds"}:
+        assert torch.equal(a[name].nan_to_num(), b[name].nan_to_num()), name
+
+
+@pytest.mark.slow
+def test_a_restored_algorithm_continues_bit_for_bit(algo, checkpoint, trained):
+    _, result = trained
+    restored = MOPO.from_checkpoint(checkpoint)
+    assert restored.training_iteration == 2
+    again = restored.train()
+    assert again["training_iteration"] == again["epoch"] == 3
+    assert again["seed"] == result["seed"]
+    assert_same_training(restored, algo)
+    restored.stop()
+
+
+def test_a_state_taken_in_memory_is_a_snapshot_that_continues_bit_for_bit(config, algo, trained):
+    state, result = trained
+    other = config.copy(copy_frozen=False).build_algo()
+    other.set_state(state)
+    again = other.train()
+    assert again["training_iteration"] == 3
+    assert again["seed"] == result["seed"]
+    assert_same_training(other, algo)
+    other.stop()
+
+
+def test_a_result_has_the_metrics_of_every_seed_and_their_mean(trained):
+    _, result = trained
+    assert set(result["seed"]) == {"0", "1"}
+    assert result["seed"]["0"] != result["seed"]["1"]
+    for name, mean in result["mean"].items():
+        values = [result["seed"][seed][name] for seed in ("0", "1")]
+        assert mean == pytest.approx(sum(values) / 2, rel=1e-5), name
+    assert {"critic_loss", "penalty", "normalized_score", "score"} <= set(result["mean"])
+    assert not result["done"]
+
+
+def test_evaluate_plays_episodes_of_every_seed(algo, trained):
+    scores = algo.evaluate()
+    assert len(scores["episode_return"]) == len(scores["normalized_score"]) == 2
+
+
+def test_weights_are_newer_after_every_epoch(algo, trained):
+    before = algo.learner.get_state()["weights_seq_no"]
+    algo.train()
+    assert algo.learner.get_state()["weights_seq_no"] > before
+
+
+def test_the_module_is_the_stack_and_gives_each_seeds_ordinary_policy(algo):
+    obs_SBO = torch.randn(2, 5, 11)
+    with torch.no_grad():
+        stacked = algo.get_module().forward_inference({"obs": obs_SBO})["action_dist_inputs"]
+        alone = algo.get_module(seed=1)(obs_SBO[1])
+    assert stacked.shape == (2, 5, 6)
+    assert alone.shape == (5, 6)
+    torch.testing.assert_close(alone, stacked[1])
+    assert not torch.allclose(stacked[0], algo.get_module(seed=1)(obs_SBO[0]))
+    with pytest.raises(UserError, match="no seed 7: one of 0, 1"):
+        algo.get_module(seed=7)
+
+
+def test_some_seeds_of_a_checkpoint_can_be_continued_alone(config, checkpoint, trained):
+    _, result = trained
+    resume = {"checkpoint": str(checkpoint), "positions": [1]}
+    alone = config.copy(copy_frozen=False).offline(seeds=[1], resume=resume).build_algo()
+    again = alone.train()
+    assert again["training_iteration"] == 3
+    assert set(again["seed"]) == {"1"}
+    for name, value in result["seed"]["1"].items():  # another batch size: not bit for bit
+        assert again["seed"]["1"][name] == pytest.approx(value, rel=1e-3), name
+    alone.stop()
+
+
+def test_a_checkpoint_of_another_format_is_refused(checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    (file,) = copy.rglob("training.safetensors")
+    content = file.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header["__metadata__"] | {"format": "999", "code": "1.2.3+abc"}
+    file.write_bytes(save(load(content), metadata))
+    with pytest.raises(UserError, match=r"format 999, this version reads 1.*1\.2\.3\+abc"):
+        MOPO.from_checkpoint(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        (lambda c: c.training(penaltyy="none"), r"unknown setting.*penaltyy.*penalty"),
+        (lambda c: c.training(penalty="std"), r"unknown penalty.*std.*max_std"),
+        (lambda c: c.training(hidden=[]), r"hidden"),
+        (lambda c: c.offline(dataset="bundled/nothing"), r"bundled/hopper-medium-replay"),
+        (lambda c: c.offline(seeds=[]).build_algo(), r"seeds \[\]: at least one"),
+        (lambda c: c.offline(seeds=[3, 3]).build_algo(), r"seeds \[3, 3\]: .*each once"),
+        (lambda c: c.offline(dynamics_seeds="one"), r"one of per_seed, shared"),
+        (lambda c: c.environment("Walker2d-v4").build_algo(), r"'Walker2d-v4' does not fit"),
+        (lambda c: c.learners(num_learners=1).build_algo(), r"num_learners must be 0"),
+        (lambda c: MOPOConfig().environment("Hopper-v4").build_algo(), r"no data set: call"),
+    ],
+)
+def test_a_mistake_is_one_sentence(mistake, sentence, config, local_ray):
+    with pytest.raises(UserError, match=sentence) as caught:
+        mistake(config.copy(copy_frozen=False))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_orchestrator_is_not_needed():
+    program = "import sys, algorithms.mopo; sys.exit('orchestrator' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
