@@ -46,6 +46,8 @@ class Evaluator:
     ) -> np.ndarray:
         """Returns `[S, episodes]` of the first `episodes` episodes of each policy.
 
+        An episode in which the policy gives an action that is not finite ends there, with NaN.
+
         Args:
             policy: `[S, B, O] -> [S, B, A]`, the deterministic action.
             evaluation: index of this evaluation; it alone selects the initial states,
@@ -63,6 +65,9 @@ class Evaluator:
             actions = policy(torch.from_numpy(self._obs_SBO).to(device)).cpu().numpy()
             still_running = []
             for s, b, env in running:
+                if not np.isfinite(actions[s, b]).all():
+                    total[s, b] = np.nan  # MuJoCo would act on 0 instead, and log to a file
+                    continue
                 self._obs_SBO[s, b], reward, terminated, truncated, _ = env.step(actions[s, b])
                 total[s, b] += float(reward)
                 if not (terminated or truncated):

@@ -15,21 +15,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-Initializer = Callable[[Tensor, int, torch.Generator], None]
+Initializer = Callable[[Tensor, Tensor, torch.Generator], None]
 
 
-def uniform_fan_in(weight: Tensor, fan_in: int, generator: torch.Generator) -> None:
+def uniform_fan_in(weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what `torch.nn.Linear` uses for weight and bias."""
-    bound = 1.0 / math.sqrt(fan_in)
+    bound = 1.0 / math.sqrt(weight.shape[-2])
     weight.uniform_(-bound, bound, generator=generator)
+    bias.uniform_(-bound, bound, generator=generator)
 
 
-def truncated_normal(weight: Tensor, fan_in: int, generator: torch.Generator) -> None:
+def truncated_normal(weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:
     """N(0, (1 / (2 sqrt(fan_in)))^2) cut at two stds, biases zero: MBPO's dynamics models."""
-    if weight.shape[-2] == 1:  # a bias, [..., 1, out]
-        weight.zero_()
-        return
-    std = 1.0 / (2.0 * math.sqrt(fan_in))
+    bias.zero_()
+    std = 1.0 / (2.0 * math.sqrt(weight.shape[-2]))
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
@@ -41,7 +40,7 @@ class StackedMLP(nn.Module):
         generators: one CPU generator per seed; seed s's weights depend on `generators[s]` only.
         members: further leading axes, for example `(2,)` critics or `(7,)` dynamics models.
         activation: applied after every layer but the last.
-        initializer: fills one seed's weight or bias in place.
+        initializer: fills one seed's weight `[*members, in, out]` and bias in place.
     """
 
     def __init__(
@@ -62,8 +61,7 @@ class StackedMLP(nn.Module):
             weight = torch.empty(*self.stack, fan_in, fan_out)
             bias = torch.empty(*self.stack, 1, fan_out)
             for s, generator in enumerate(generators):
-                initializer(weight[s], fan_in, generator)
-                initializer(bias[s], fan_in, generator)
+                initializer(weight[s], bias[s], generator)
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(bias))
 

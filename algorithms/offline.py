@@ -88,7 +88,7 @@ class OfflineTraining:
         Returns means over the epoch, one value per seed, `[S]`, on the host.
         """
         model = self._extend_buffer()
-        num_real = int(self.settings.batch_size * self.settings.real_ratio)
+        num_real = self.settings.real_rows
         names = ("critic_loss", "actor_loss", "alpha", "entropy", "q_data", "q_model")
         sums = torch.zeros(len(names), len(self.seeds), device=self.data_NW.device)
         for batch, noise in self._batches(num_real):
@@ -115,9 +115,12 @@ class OfflineTraining:
     def run_score(self) -> Tensor:
         """Mean of the last `SCORE_WINDOW` evaluations, or of as many as there are, `[S]`.
 
-        Never the best one: a run's score may not be chosen after the fact.
+        Never the best one: a run's score may not be chosen after the fact. A seed
+        whose policy turned NaN has no score, however well it did before.
         """
-        return self.scores_SK.nanmean(dim=1)
+        unfilled_SK = self.scores_SK.isnan().long().cumprod(dim=1).bool()  # slots before the first
+        total_S = self.scores_SK.masked_fill(unfilled_SK, 0.0).sum(dim=1)
+        return total_S / (~unfilled_SK).sum(dim=1)
 
     def _extend_buffer(self) -> Rollout:
         """Rollouts with the current policy from random real states, into the ring buffer."""

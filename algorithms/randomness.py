@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from algorithms.environments import stream_seed
+from algorithms.errors import UserError
 
 
 def seed_generators(
@@ -47,5 +48,15 @@ def generator_states(generators: Sequence[torch.Generator]) -> Tensor:
 
 
 def set_generator_states(generators: Sequence[torch.Generator], states: Tensor) -> None:
+    """Continue where `generator_states` was taken.
+
+    Raises:
+        UserError: the states are of another kind of device, whose numbers differ.
+    """
+    if states.shape[1:] != generators[0].get_state().shape:
+        raise UserError(
+            f"this checkpoint was not written on {generators[0].device.type}: "
+            "continue it on the kind of device that it was started on"
+        )
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state.cpu().clone())  # a view into a stack is refused

@@ -344,10 +344,11 @@ class OfflineAlgorithm(Algorithm):
     config: OfflineConfig
 
     def setup(self, config: OfflineConfig) -> None:
+        dataset = self.config.dataset  # a missing one is told before RLlib misses its spaces
         torch.set_num_threads(max(1, int(self.config.num_cpus_for_main_process)))
         super().setup(config)
         self._evaluator = Evaluator(
-            self.config.dataset.env_id,
+            dataset.env_id,
             len(self.config.seeds),
             self.config.settings.evaluation_episodes,
         )
@@ -380,23 +381,25 @@ class OfflineAlgorithm(Algorithm):
         begin = time.monotonic()
         result: dict[str, Any] = super().step()
         settings, training = self.config.settings, self.training
-        last = training.epoch >= settings.epochs
-        if last or training.epoch % settings.evaluation_interval == 0:
-            result[EVALUATION_RESULTS] = self.evaluate()
+        if training.epoch % settings.evaluation_interval == 0:
+            evaluation = self.evaluate()
+            training.record_scores(torch.tensor(evaluation["normalized_score"]))
+            result[EVALUATION_RESULTS] = evaluation
         training.seconds += time.monotonic() - begin
         metrics = self._statistics
-        if not training.scores_SK[:, -1].isnan().any():
+        if training.epoch >= settings.evaluation_interval:
             metrics["normalized_score"] = training.scores_SK[:, -1]
             metrics["score"] = training.run_score()
         result["epoch"] = training.epoch
-        result["mean"] = {name: float(value.mean()) for name, value in metrics.items()}
+        # A seed that turned NaN does not hide the others' mean.
+        result["mean"] = {name: float(value.nanmean()) for name, value in metrics.items()}
         result["seed"] = {
             str(seed): {name: float(value[k]) for name, value in metrics.items()}
             for k, seed in enumerate(self.config.seeds)
         }
         result["minutes"] = training.seconds / 60
         result["behaviour_score"] = self.learner.behaviour_score
-        result[DONE] = last
+        result[DONE] = training.epoch >= settings.epochs
         if time.monotonic() - self._last_checkpoint > self.config.checkpoint_every_s:
             result[SHOULD_CHECKPOINT] = True
             self._last_checkpoint = time.monotonic()
@@ -412,7 +415,6 @@ class OfflineAlgorithm(Algorithm):
         )
         return_S = returns_SB.mean(axis=1)
         score_S = normalized_score(self.config.dataset.env_id, return_S)
-        self.training.record_scores(torch.from_numpy(score_S))
         return {"episode_return": return_S.tolist(), "normalized_score": score_S.tolist()}
 
     def get_module(self, module_id: str = DEFAULT_MODULE_ID, *, seed: int | None = None) -> Any:

@@ -31,8 +31,14 @@ def serve(settings: Settings, host: str, port: int, console: Console) -> int:
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
     command += ["--backend-store-uri", settings.tracking_uri]
     command += ["--artifacts-destination", str(settings.artifacts)]
+    # One reader at a time: a second worker would take as much memory again.
+    command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
     # Without job execution the server needs a fifth of the memory.
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # What MLflow's libraries deprecate among each other is no news for its reader.
+    environment = os.environ | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONWARNINGS": "ignore",
+    }
     console.print(f"dashboard: http://{host}:{port} (Ctrl-C stops it)", soft_wrap=True)
     # A session of its own: MLflow's workers do not follow it when it ends, their group does.
     server = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - ours

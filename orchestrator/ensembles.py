@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayTaskError
 from rich.console import Console
 
 from algorithms.dynamics.actor import ensemble_service, trainer_resources
+from algorithms.dynamics.store import PublishedEnsemble
+from algorithms.errors import UserError
 from algorithms.identity import EnsembleSpec
 from orchestrator.progress import StageProgress
 
@@ -23,12 +26,15 @@ def train(specs: Sequence[EnsembleSpec], storage: Path, device: str, console: Co
     """Train and publish the given ensembles, side by side, showing how each gets on.
 
     Raises:
+        UserError: an ensemble diverged.
         ray.exceptions.RayError: an ensemble could not be trained, after retries.
     """
     if not specs:
         return
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    resources = trainer_resources(device, num_cpus=max(1, cpus // len(specs)))
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    # A trainer lives on one node: asked for more than any has, it would wait for ever.
+    num_cpus = max(1, min(max(nodes), sum(nodes) // len(specs)))
+    resources = trainer_resources(device, num_cpus=num_cpus)
     service = ensemble_service(storage)
     waiting = {service.obtain.remote(spec, resources): spec for spec in specs}
     with StageProgress(console) as progress:
@@ -46,6 +52,18 @@ def train(specs: Sequence[EnsembleSpec], storage: Path, device: str, console: Co
                     progress.update(bars[key], int(epoch["epoch"]), note)
             for reference in done:
                 spec = waiting.pop(reference)
-                metrics = ray.get(reference).description["metrics"]
+                metrics = _outcome(reference).description["metrics"]
                 note = f"holdout mse {metrics['elite_holdout_mse']:.4f}"
                 progress.finish(bars[spec.key], int(metrics["epochs"]), note)
+
+
+def _outcome(reference: ray.ObjectRef[PublishedEnsemble]) -> PublishedEnsemble:
+    try:
+        published: PublishedEnsemble = ray.get(reference)
+    except RayTaskError as error:
+        # A user's mistake comes back through two actors, wrapped by each.
+        cause: Exception = error
+        while isinstance(cause, RayTaskError):
+            cause = cause.cause
+        raise cause if isinstance(cause, UserError) else error from None
+    return published

@@ -92,6 +92,8 @@ class Sweep(BaseModel):
     dynamics_seeds: Literal["per_seed", "shared"] = "per_seed"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
+    # What a lost machine costs at most. A checkpoint holds the model buffer: some 100 MB per seed.
+    checkpoint_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10
 
     @field_validator("name")
     @classmethod

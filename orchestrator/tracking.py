@@ -49,6 +49,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 SWEEP, CELL, ENSEMBLE = "orchestrator.sweep", "orchestrator.cell", "orchestrator.ensemble"
 ENSEMBLES = "ensembles"
+# Without it MLflow's page opens on traces of language models, not on runs.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 # MLflow never changes a parameter. One that an extension changed (`epochs`) keeps its first value
 # there, and its newest in the tag `orchestrator.changed.epochs`.
 CHANGED = "orchestrator.changed."
@@ -368,6 +370,7 @@ class _Writer:
 
     @cached_property
     def _client(self) -> MlflowClient:
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         return MlflowClient(self._uri)  # creates the tables of a new sqlite store: takes seconds
 
     def _work(self) -> None:
@@ -506,7 +509,9 @@ class _Writer:
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 location = f"{self._artifact_root}/{name}" if self._artifact_root else None
-                self._experiments[name] = self._client.create_experiment(name, location)
+                self._experiments[name] = self._client.create_experiment(
+                    name, location, tags=EXPERIMENT_TAGS
+                )
             else:
                 if found.lifecycle_stage == "deleted":  # its name stays taken: bring it back
                     self._client.restore_experiment(found.experiment_id)

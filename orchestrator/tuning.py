@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray import tune
@@ -43,19 +44,25 @@ def run(sweep: Sweep, trials: Sequence[Trial], settings: Settings, console: Cons
     """Train everything that the sweep still lacks; returns the exit code, 1 if a trial failed.
 
     Raises:
-        UserError: the sweep asks for a device that the cluster does not have.
+        UserError: the sweep asks for a device or CPUs that are not there.
     """
     plan = make_plan(sweep, list(trials), settings.storage)
     for dataset in plan.datasets_to_generate:
         load(dataset, settings.storage)
     _connect(settings)
     try:
+        cpus = ray.cluster_resources().get("CPU", 0)
+        if settings.ray_address is None and sweep.cpus_per_trial > cpus:  # a cluster may yet grow
+            raise UserError(f"cpus_per_trial: {sweep.cpus_per_trial}, but there are {cpus:.0f}")
         gpus = _gpus_per_trial(sweep)
         with _tracker(sweep, settings) as tracker:
             ensembles.train(plan.ensembles_to_train, settings.storage, sweep.device, console)
             for ensemble in plan.ensembles:
                 _record_ensemble(tracker, ensemble.spec, settings.storage)
             failed = _train_jobs(plan, settings, tracker, gpus, console)
+            # Tune only logs what goes wrong in a callback: a full disk may have kept the result.
+            for job in make_plan(sweep, list(trials), settings.storage).jobs:
+                failed.setdefault(_name(job.trial.name, job.seeds), "its result is incomplete")
             _record_table(tracker, sweep, trials, settings.storage)
     finally:
         ray.shutdown()
@@ -148,6 +155,7 @@ def _train_jobs(
                 "job": tune.grid_search([job_config(job, settings.storage) for job in plan.jobs]),
                 "num_cpus_for_main_process": sweep.cpus_per_trial,
                 "num_gpus_per_learner": gpus,
+                "checkpoint_every_s": 60 * sweep.checkpoint_minutes,
             },
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=max(1, int(cpus // sweep.cpus_per_trial)),
@@ -211,7 +219,11 @@ def job_config(job: Job, storage: Path) -> dict[str, Any]:
 
 def _folder(trial: TuneTrial) -> str:
     record = trial.config["job"]["record"]
-    return f"{record['name']}__seeds-{'-'.join(map(str, record['seeds']))}"
+    return _name(record["name"], record["seeds"])
+
+
+def _name(trial: str, seeds: Sequence[int]) -> str:
+    return f"{trial}__seeds-{'-'.join(map(str, seeds))}"
 
 
 class ResultCallback(tune.Callback):
@@ -233,23 +245,31 @@ class ResultCallback(tune.Callback):
         record = trial.config["job"]["record"]
         for position, seed in enumerate(record["seeds"]):
             metrics = result["seed"][str(seed)]
+            finite = all(math.isfinite(value) for value in metrics.values())
+            score, last_score = metrics.get("score"), metrics.get("normalized_score")
             self._store.put(
                 SeedResult(
                     key=record["result_keys"][position],
                     trial=record["name"],
                     seed=seed,
                     epochs=result["epoch"],
-                    score=metrics.get("score"),
-                    last_score=metrics.get("normalized_score"),
+                    score=score if finite else None,
+                    last_score=last_score if finite else None,
                     behaviour_score=result["behaviour_score"],
                     minutes=result["minutes"],
                     checkpoint=checkpoint.path,
                     index=position,
                     ensemble_key=record["ensemble_of_seed"][position],
                     mlflow_run_id=self._tracker.run_id(record["cell_key"]),
-                    status="finished" if result["done"] else "running",
+                    status=_status(finite=finite, done=result["done"]),
                 )
             )
+
+
+def _status(*, finite: bool, done: bool) -> Literal["running", "finished", "diverged"]:
+    if not finite:
+        return "diverged"
+    return "finished" if done else "running"
 
 
 class ProgressCallback(tune.Callback):

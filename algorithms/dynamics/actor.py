@@ -57,9 +57,13 @@ def train_ensemble(
     """Train and publish one ensemble, yielding the metrics of every epoch.
 
     A checkpoint is written after each epoch and removed with the publication.
+
+    Raises:
+        UserError: the ensemble diverged, so there is nothing to publish.
     """
     folder = ensemble_folder(storage, spec.key)
-    checkpoint = folder.with_name(f".{spec.key}-training.pt")
+    # One for each kind of device: their random numbers differ, so neither continues the other.
+    checkpoint = folder.with_name(f".{spec.key}-{torch.device(device).type}.pt")
     data = load(spec.dataset, storage)
     training = EnsembleTraining(
         Transition.from_numpy(data), spec.settings, seeds=[spec.seed], device=device
@@ -85,6 +89,12 @@ def train_ensemble(
         torch.save(state, aside)
         aside.replace(checkpoint)
         yield {"epoch": training.epoch, **metrics}
+    if not training.has_elites:
+        checkpoint.unlink(missing_ok=True)
+        raise UserError(
+            f"the dynamics ensemble of {spec.dataset.id} seed {spec.seed} diverged: "
+            "lower dynamics_lr, or check the scale of the data"
+        )
     ensemble, result = training.result()
     publish_ensemble(storage, spec, ensemble, result[0], history, seconds)
     checkpoint.unlink(missing_ok=True)

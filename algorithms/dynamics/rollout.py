@@ -27,7 +27,7 @@ class Rollout(NamedTuple):
     keep_SN: Tensor  # false after the rollout's end
     reward_S: Tensor  # mean model reward before the penalty
     penalty_S: Tensor  # mean penalty, before the coefficient
-    terminated_S: Tensor  # share of rollouts that ended before their last step
+    terminated_S: Tensor  # share of rollouts that ended in a terminal state
 
 
 @torch.no_grad()
@@ -80,8 +80,7 @@ def rollout(
             reward_sum += torch.where(valid, reward, 0.0).sum(dim=1)
             penalty_sum += torch.where(valid, uncertainty, 0.0).sum(dim=1)
             kept += valid.sum(dim=1)
-            if t < length - 1:
-                ended += (valid & done).sum(dim=1)
+            ended += (valid & done).sum(dim=1)
             alive = valid & ~done
             obs = next_obs
     kept = kept.clamp(min=1.0)

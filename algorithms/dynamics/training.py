@@ -92,6 +92,12 @@ class EnsembleTraining:
         everyone_stopped = not bool(self.still_training.any())
         return everyone_stopped or self.epoch >= self.settings.dynamics_max_epochs
 
+    @property
+    def has_elites(self) -> bool:
+        """Whether every seed has as many members with a finite holdout error as it needs."""
+        usable_S = self.best_mse_SE.isfinite().sum(dim=1)
+        return bool((usable_S >= self.settings.num_elites).all())
+
     def train_epoch(self) -> dict[str, list[float]]:
         """One pass over every member's bootstrap; returns metrics, one value per seed."""
         loss_S = self._pass()
@@ -172,7 +178,7 @@ class EnsembleTraining:
         """The ensembles with every member's best weights and the elites, and metrics per seed.
 
         `penalty_mean` holds each penalty's mean over the holdout with the stored
-        actions, from which coefficients are matched across penalties.
+        actions: their scales differ, and so what one coefficient means to each.
         """
         for parameter, best in zip(self.ensemble.parameters(), self.best, strict=True):
             parameter.copy_(best)
@@ -221,7 +227,7 @@ class EnsembleTraining:
         set_generator_states(self.generators, state["generators"])
         self.best = [best.to(device) for best in state["best"]]
         self.best_mse_SE = state["best_mse"].to(device)
-        self.epochs_without_improvement_S = state["epochs_without_improvement"]
+        self.epochs_without_improvement_S = state["epochs_without_improvement"].cpu()
         self.epoch = state["epoch"]
 
 

@@ -14,9 +14,10 @@ ENV, SEEDS, EPISODES = "Hopper-v4", 3, 4
 def weights():
     """Three linear policies whose episodes last differently long."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(SEEDS, 11, 3, generator=generator) * torch.tensor([0.0, 0.5, 2.0])[
-        :, None, None
-    ]
+    return (
+        torch.randn(SEEDS, 11, 3, generator=generator)
+        * torch.tensor([0.0, 0.5, 2.0])[:, None, None]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +102,24 @@ def test_a_runs_score_is_the_mean_of_its_last_ten_evaluations_never_the_best(off
         )
     # The best evaluation of the second seed has left the window.
     assert training.run_score().tolist() == [7.5, 1.0]
+
+
+def test_a_run_that_turned_nan_has_no_score_and_its_sibling_keeps_its_own(offline_training):
+    training = offline_training((0, 1))
+    for score in ([50.0, 1.0], [60.0, 2.0], [torch.nan, 3.0]):
+        training.record_scores(torch.tensor(score))
+    assert training.run_score()[0].isnan()
+    assert float(training.run_score()[1]) == 2.0
+
+
+def test_a_policy_that_is_nan_has_nan_returns_and_disturbs_no_other(
+    evaluator, weights, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    healthy = evaluator.returns(act(weights), evaluation=3)
+    broken = weights.clone()
+    broken[1] = torch.nan
+    returns = evaluator.returns(act(broken), evaluation=3)
+    assert np.isnan(returns[1]).all()
+    np.testing.assert_array_equal(returns[[0, 2]], healthy[[0, 2]])
+    assert not list(tmp_path.iterdir())  # MuJoCo logs unstable simulations to a file

@@ -39,17 +39,17 @@ REFERENCES = {
     ),
     "ensemble_variance": ensemble_variance,
     "member_std": lambda mean, std, member: norm(std[member]),
-    "combined": lambda mean, std, member: 0.5 * norm(std[member])
-    + 0.5 * max(norm(s) for s in std),
+    "combined": lambda mean, std, member: 0.5 * norm(std[member]) + 0.5 * max(norm(s) for s in std),
     "mixture_std": mixture_std,
 }
 
+NO_AXES = st.just(())
 sizes = st.integers(1, 5)
 few = settings(max_examples=20, deadline=None)
 
 
 @st.composite
-def predictions(draw, leading=st.just(())):
+def predictions(draw, leading=NO_AXES):
     members, rows, outputs = draw(sizes), draw(sizes), draw(st.integers(2, 5))
     lead = draw(leading)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

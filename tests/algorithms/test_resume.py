@@ -1,7 +1,6 @@
 """Stopping and continuing equals not stopping, bit for bit."""
 
 import io
-import os
 
 import numpy as np
 import pytest
@@ -52,6 +51,7 @@ def test_policy_training_continues_bit_for_bit(offline_training, before, wrapped
     if before:
         run(through, before)
     assert (through.buffer.size_S == through.buffer.capacity).all() == wrapped
+    through.seconds = 12.5
     content = through_bytes(through.state_dict())
     statistics = run(through, 2)
 
@@ -61,7 +61,8 @@ def test_policy_training_continues_bit_for_bit(offline_training, before, wrapped
     assert_identical(resumed.state_dict(), content)
     assert_identical(run(resumed, 2), statistics)
     assert_identical(resumed.state_dict(), through.state_dict())
-    assert resumed.epoch == before + 2
+    assert torch.equal(resumed.run_score(), through.run_score())
+    assert (resumed.epoch, resumed.seconds) == (before + 2, through.seconds)
 
 
 def test_buffers_that_filled_differently_are_kept_whole(offline_training):
@@ -123,10 +124,7 @@ def spec(tmp_path):
     rng = np.random.default_rng(0)
     rows = 300
     data = hdf5.OfflineDataset(
-        *(
-            rng.normal(size=(rows, *shape)).astype(np.float32)
-            for shape in ((11,), (3,), (), (11,))
-        ),
+        *(rng.normal(size=(rows, *shape)).astype(np.float32) for shape in ((11,), (3,), (), (11,))),
         terminal=np.zeros(rows, dtype=np.float32),
         timeout=np.arange(rows) % 100 == 99,
     )
@@ -153,4 +151,4 @@ def test_an_interrupted_ensemble_is_published_as_if_it_had_not_been(tmp_path, sp
     assert_identical(one.weights, other.weights)
     assert one.description["metrics"] == other.description["metrics"]
     assert one.description["history"] == other.description["history"]
-    assert os.listdir(interrupted / "ensembles") == [spec.key]  # no checkpoint is left
+    assert [f.name for f in (interrupted / "ensembles").iterdir()] == [spec.key]  # no checkpoint

@@ -131,7 +131,7 @@ def test_rollouts_end_with_the_row_that_terminates():
     assert torch.equal(keep, ~ended_before)
     assert torch.equal(rows.terminal[keep], done.float()[keep])
     assert {int(n) for n in keep.sum(dim=1).unique()} == {1, 2, 3, 4}  # short and whole ones
-    torch.testing.assert_close(result.terminated_S, done[:, :-1].any(dim=1).float().mean(dim=1))
+    torch.testing.assert_close(result.terminated_S, done.any(dim=1).float().mean(dim=1))
     for s in range(2):
         assert result.reward_S[s] == pytest.approx(float(rows.reward[s][keep[s]].mean()), rel=1e-5)
 

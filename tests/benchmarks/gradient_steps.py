@@ -60,8 +60,7 @@ def stacked_mopo(num_seeds: int, device: str) -> Callable[[int], None]:
 
     def run(steps: int) -> None:
         training.settings = settings.model_copy(update={"gradient_steps_per_epoch": steps})
-        num_real = int(BATCH * settings.real_ratio)
-        for batch, noise in training._batches(num_real):
+        for batch, noise in training._batches(settings.real_rows):
             training._gradient_step(batch, noise)
 
     return run
@@ -154,7 +153,7 @@ def main() -> None:
     if options.json:
         print(json.dumps({"steps_per_second": rates, "threads": options.threads}))
         return
-    print(f"{options.device}, {options.threads} threads, batch {BATCH}, 2 x 256: steps/s, all seeds")
+    print(f"{options.device}, {options.threads} threads, batch {BATCH}, 2 x 256; steps/s")
     for name, value in medians.items():
         spread = f"{min(rates[name]):.0f}-{max(rates[name]):.0f}"
         print(f"{name:18} {value:7.1f}  ({spread})  ratio {value / plain:.2f}")

@@ -109,7 +109,7 @@ def sweep_file(tmp_path_factory):
 
 
 class CommandLine:
-    """The real command in a process of its own, with a storage."""
+    """The real command in a process of its own, with a storage and a wide terminal."""
 
     def __init__(self, storage):
         self.storage = storage
@@ -121,7 +121,9 @@ class CommandLine:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"ORCHESTRATOR_STORAGE": str(self.storage)} | environment,
+            env=os.environ
+            | {"ORCHESTRATOR_STORAGE": str(self.storage), "COLUMNS": "200"}
+            | environment,
             process_group=0,
         )
 

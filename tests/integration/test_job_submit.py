@@ -1,0 +1,95 @@
+"""A sweep handed to a running cluster with `ray job submit`."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from orchestrator.results import ResultStore
+from orchestrator.sweep import load_sweep, trials
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for opened in sockets:
+        opened.bind(("127.0.0.1", 0))
+    ports = [opened.getsockname()[1] for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
+
+
+@pytest.fixture
+def environment():
+    """That of a shell in which this project's virtual environment is active."""
+    return os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def head(environment, descendants, end, wait_until):
+    """The address of the dashboard of a cluster on this machine."""
+    port, dashboard, client, agent, metrics = free_ports(5)
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # a socket's path must be short
+    process = subprocess.Popen(
+        [
+            *(BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}"),
+            *("--include-dashboard=true", "--disable-usage-stats", f"--port={port}"),
+            *(f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
+            *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
+        ],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+
+    def answers():
+        assert process.poll() is None, "ray start ended"
+        try:
+            return urllib.request.urlopen(f"{address}/api/version", timeout=1)
+        except (urllib.error.URLError, TimeoutError):
+            return None
+
+    try:
+        wait_until(answers)
+        yield address
+    finally:
+        family = descendants(process.pid)
+        process.kill()
+        process.wait()
+        end(family)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_submitted_sweep_leaves_its_results_in_the_storage(
+    head, environment, new_storage, sweep_file
+):
+    storage = new_storage()
+    file = sweep_file("submitted", seeds=1, grid={"penalty": ["max_std"]})
+    submitted = subprocess.run(
+        [
+            *(BIN / "ray", "job", "submit", "--address", head, "--working-dir", REPOSITORY, "--"),
+            *("orchestrator", "run", file, "--storage", storage),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert "penalty=max_std" in submitted.stdout
+    (trial,) = trials(load_sweep(file))
+    assert ResultStore(storage).get(trial.result_key(0)).epochs == 2

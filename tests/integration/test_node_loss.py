@@ -1,0 +1,73 @@
+"""A cluster that loses a machine in the middle of a sweep."""
+
+import io
+import threading
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from rich.console import Console
+
+from orchestrator import tuning
+from orchestrator.results import ResultStore
+from orchestrator.settings import Settings
+from orchestrator.sweep import load_sweep, trials
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+EPOCHS = 150
+
+
+@pytest.fixture
+def cluster():
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_trials_of_a_lost_node_go_on_elsewhere(cluster, new_storage, sweep_file, wait_until):
+    lost, _ = (cluster.add_node(num_cpus=1) for _ in range(2))
+    cluster.wait_for_nodes()
+    storage = new_storage()
+    file = sweep_file(
+        "node", {"epochs": EPOCHS}, seeds=1, checkpoint_minutes=0.001, question="Who survives?"
+    )
+    sweep = load_sweep(file)
+    cells = trials(sweep)
+    store = ResultStore(storage)
+    at_loss = {}
+
+    def progress():
+        found = (store.get(cell.result_key(0)) for cell in cells)
+        return {result.trial: result.epochs for result in found if result}
+
+    def lose_a_node():
+        # Both trials have a checkpoint: with one CPU a node, one of them is on this node.
+        wait_until(lambda: len(progress()) == 2 and min(progress().values()) >= 3)
+        at_loss.update(progress())
+        cluster.remove_node(lost, allow_graceful=False)
+
+    accident = threading.Thread(target=lose_a_node)
+    accident.start()
+    settings = Settings(storage, f"sqlite:///{storage}/mlflow.db", cluster.address)
+    out = io.StringIO()
+    code = tuning.run(sweep, cells, settings, Console(file=out, width=200))
+    accident.join()
+    assert code == 0, out.getvalue()
+    assert len(at_loss) == 2
+    assert max(at_loss.values()) < EPOCHS
+    assert set(progress().values()) == {EPOCHS}
+    # On the node that is left they ran one after the other, each from its checkpoint.
+    from mlflow import MlflowClient
+
+    client = MlflowClient(settings.tracking_uri)
+    for cell in cells:
+        run = store.get(cell.result_key(0)).mlflow_run_id
+        history = client.get_metric_history(run, "alpha")
+        steps = [point.step for point in history]
+        assert set(steps) == set(range(1, EPOCHS + 1))
+        again = len(steps) - EPOCHS  # epochs since the last checkpoint
+        assert again <= EPOCHS - at_loss[cell.name]
+        values = {(point.step, point.value) for point in history}
+        assert len(values) == EPOCHS, "an epoch that ran twice came out differently"
