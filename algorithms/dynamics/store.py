@@ -58,7 +58,25 @@ def publish_ensemble(
     folder = ensemble_folder(storage, spec.key)
     aside = folder.with_name(f".{spec.key}-{uuid.uuid4().hex}")
     aside.mkdir(parents=True)
-    save_file({k: v.cpu().contiguous() for k, v in ensemble.state_dict().items()}, aside / WEIGHTS)
+    try:
+        _write(aside, spec, ensemble, metrics, history, seconds)
+        aside.rename(folder)
+    except OSError:  # of the rename: somebody else published the same ensemble first
+        if not (folder / DESCRIPTION).is_file():
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    spec: EnsembleSpec,
+    ensemble: DynamicsEnsemble,
+    metrics: dict[str, Any],
+    history: list[dict[str, float]],
+    seconds: float,
+) -> None:
+    save_file({k: v.cpu().contiguous() for k, v in ensemble.state_dict().items()}, folder / WEIGHTS)
     description = {
         "spec": spec.model_dump(mode="json"),
         "obs_dim": ensemble.obs_dim,
@@ -68,13 +86,7 @@ def publish_ensemble(
         "seconds": seconds,
         "code": code_version(),
     }
-    (aside / DESCRIPTION).write_text(json.dumps(description, indent=1))
-    try:
-        aside.rename(folder)
-    except OSError:  # somebody else published the same ensemble first
-        shutil.rmtree(aside)
-        if not (folder / DESCRIPTION).is_file():
-            raise
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
 
 
 def stack_ensembles(published: Sequence[PublishedEnsemble]) -> DynamicsEnsemble:

@@ -12,8 +12,10 @@ from algorithms.data import catalog, hdf5
 from algorithms.dynamics.actor import train_ensemble
 from algorithms.dynamics.store import read_ensemble
 from algorithms.dynamics.training import EnsembleTraining
+from algorithms.errors import UserError
 from algorithms.identity import EnsembleSpec
 from algorithms.offline import select_seeds
+from algorithms.randomness import set_generator_states
 from algorithms.settings import EnsembleSettings
 
 SMALL = EnsembleSettings(
@@ -152,3 +154,21 @@ def test_an_interrupted_ensemble_is_published_as_if_it_had_not_been(tmp_path, sp
     assert one.description["metrics"] == other.description["metrics"]
     assert one.description["history"] == other.description["history"]
     assert [f.name for f in (interrupted / "ensembles").iterdir()] == [spec.key]  # no checkpoint
+
+
+def test_an_ensemble_that_diverged_is_not_published(tmp_path, spec):
+    # Rewards whose square overflows: no member ever has a finite error on the holdout.
+    path = tmp_path / "huge.hdf5"
+    data = hdf5.read(tmp_path / "data.hdf5", "Hopper-v4")
+    hdf5.write(path, data._replace(reward=data.reward + np.float32(1e25)), {})
+    dataset = catalog.resolve(f"file:{path}", env="Hopper-v4")
+    huge = spec.model_copy(update={"dataset": dataset})
+    with pytest.raises(UserError, match="diverged: lower dynamics_lr"):
+        list(train_ensemble(huge, tmp_path))
+    assert not list((tmp_path / "ensembles").iterdir())
+
+
+def test_random_numbers_of_another_kind_of_device_are_refused():
+    generators = [torch.Generator()]
+    with pytest.raises(UserError, match="was not written on cpu"):
+        set_generator_states(generators, torch.zeros(1, 16, dtype=torch.uint8))

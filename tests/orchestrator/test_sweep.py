@@ -91,6 +91,10 @@ MISTAKES = {
         {"fixed": {"horizon": 5}},
         ["fixed.horizon: unknown key", "rollout_length"],
     ),
+    "a last epoch that is not evaluated": (
+        {"fixed": {"epochs": 5, "evaluation_interval": 2}},
+        ["fixed.epochs, fixed.evaluation_interval: ", "2 does not divide epochs 5"],
+    ),
     "unknown key of a data set": (
         {"datasets": [{"id": "bundled/hopper-medium", "sise": 5000}]},
         ["datasets[0].sise: unknown key", "'size'", "id, env, size"],
