@@ -10,12 +10,11 @@ import difflib
 import itertools
 import re
 import reprlib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -31,6 +30,7 @@ from algorithms.data.catalog import DEFAULT_SIZE, DatasetSpec, resolve
 from algorithms.errors import UserError, expected
 from algorithms.identity import EnsembleSpec, content_key
 from algorithms.settings import EnsembleSettings, MOPOSettings, reason
+from orchestrator.yaml_file import read_yaml
 
 RESULT_FORMAT = 1
 MAX_SEEDS = 1000
@@ -227,7 +227,7 @@ def load_sweep(path: Path) -> Sweep:
         UserError: the file cannot be read, is not YAML, or holds anything that cannot run;
             data sets alone are checked later, by `trials`.
     """
-    content = _read_yaml(path)
+    content = read_yaml(path)
     if content is None:
         required = [key for key, info in Sweep.model_fields.items() if info.is_required()]
         raise UserError(f"{path} is empty: a sweep needs {', '.join(required)}")
@@ -289,69 +289,6 @@ def _slug(text: str, longest: int = 96) -> str:
         return slug
     # File systems end a name at 255 bytes, MLflow at 250 characters.
     return f"{slug[: longest - 9]}-{content_key({'text': text})[:8]}"
-
-
-# --- YAML -----------------------------------------------------------------------------------
-
-
-class _SweepLoader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars (1e-3 is a number, `yes` is text), and no duplicate keys."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's registry
-
-    def construct_mapping(
-        self,
-        node: yaml.MappingNode,
-        deep: bool = False,  # noqa: FBT001, FBT002 - PyYAML's signature
-    ) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                raise yaml.MarkedYAMLError(
-                    problem="a key must be text", problem_mark=key.start_mark
-                )
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} stands here for the second time",
-                    problem_mark=key.start_mark,
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern in (
-    ("null", r"~|null|Null|NULL|"),
-    ("bool", r"true|True|TRUE|false|False|FALSE"),
-    ("int", r"[-+]?(?:0|[1-9][0-9_]*)"),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"),
-    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"),
-    ("merge", r"<<"),
-):
-    _SweepLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), None
-    )
-
-
-def _read_yaml(path: Path) -> object:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder: give a sweep file (YAML)") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file: give a sweep file (YAML, UTF-8)") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        return yaml.load(text, Loader=_SweepLoader)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{path}, line {line}: not a valid sweep: {error.problem}") from None
-    except yaml.reader.ReaderError as error:
-        raise UserError(f"{path} is not a text file: {error.reason}") from None
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply for a sweep") from None
 
 
 # --- pydantic's errors as sentences ---------------------------------------------------------

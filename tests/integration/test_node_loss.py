@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import ray
+from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
@@ -59,12 +60,12 @@ def test_trials_of_a_lost_node_go_on_elsewhere(cluster, new_storage, sweep_file,
     assert max(at_loss.values()) < EPOCHS
     assert set(progress().values()) == {EPOCHS}
     # On the node that is left they ran one after the other, each from its checkpoint.
-    from mlflow import MlflowClient
-
     client = MlflowClient(settings.tracking_uri)
+    experiment = client.get_experiment_by_name("node").experiment_id
     for cell in cells:
-        run = store.get(cell.result_key(0)).mlflow_run_id
-        history = client.get_metric_history(run, "alpha")
+        penalty = f"params.penalty = '{cell.settings.penalty}'"
+        (run,) = client.search_runs([experiment], penalty)
+        history = client.get_metric_history(run.info.run_id, "alpha")
         steps = [point.step for point in history]
         assert set(steps) == set(range(1, EPOCHS + 1))
         again = len(steps) - EPOCHS  # epochs since the last checkpoint

@@ -158,7 +158,9 @@ def curve(client, run, metric):
 
 
 def warnings_of(caplog):
-    return [entry.getMessage() for entry in caplog.records if entry.name == tracking.__name__]
+    return [
+        entry.getMessage() for entry in caplog.records if entry.name == tracking.tracker.__name__
+    ]
 
 
 def record_ensemble(tracker, key, **changes):
@@ -234,7 +236,7 @@ def test_the_data_set_is_an_input_with_its_digest(mlflow_server, client, sweep):
 
 def test_every_run_says_who_made_it_with_which_commit(mlflow_server, client, sweep, monkeypatch):
     monkeypatch.setattr(
-        tracking,
+        tracking.tracker,
         "source_tags",
         lambda: {"mlflow.user": "ada", "mlflow.source.git.commit": "abc123"},
     )
@@ -249,7 +251,7 @@ def test_every_run_says_who_made_it_with_which_commit(mlflow_server, client, swe
 
 
 def test_source_tags_name_the_commit_of_this_checkout():
-    commit = tracking.source_tags().get("mlflow.source.git.commit")
+    commit = tracking.tracker.source_tags().get("mlflow.source.git.commit")
     if commit is None:
         pytest.skip("not in a git checkout")
     assert len(commit) == 40
@@ -389,7 +391,7 @@ def test_what_mlflow_refuses_costs_nothing_else(mlflow_server, client, sweep, ca
 def test_an_entry_that_only_this_side_chokes_on_is_given_up(
     mlflow_server, client, sweep, monkeypatch, caplog
 ):
-    monkeypatch.setattr(tracking, "STRIKES", 2)
+    monkeypatch.setattr(tracking.writer, "STRIKES", 2)
 
     def full(*_):
         raise OSError("No space left on device")
@@ -437,7 +439,7 @@ def test_a_trial_costs_few_requests(mlflow_server, sweep, requests_sent):
     tracker = Tracker(mlflow_server.uri, sweep)
     tracker.start_trial(a_job(cell_key="first"))
     wait_for(lambda: tracker.run_id("first"))
-    time.sleep(2 * tracking.GATHER_SECONDS)
+    time.sleep(2 * tracking.writer.GATHER_SECONDS)
     requests_sent.clear()
     tracker.start_trial(a_job())
     tracker.log_result("c0ffee", an_epoch(1))
@@ -471,7 +473,7 @@ def test_a_server_lost_half_way_costs_no_exception_and_little_time(
 
 @pytest.mark.slow
 def test_what_waited_for_the_server_arrives_in_order(own_mlflow_server, sweep, monkeypatch, caplog):
-    monkeypatch.setattr(tracking, "MAX_BACKOFF_SECONDS", 0.5)
+    monkeypatch.setattr(tracking.writer, "MAX_BACKOFF_SECONDS", 0.5)
     own_mlflow_server.start()
     tracker = Tracker(own_mlflow_server.uri, sweep)
     tracker.start_trial(a_job())
@@ -508,13 +510,13 @@ def test_a_server_that_was_never_there_costs_no_exception(own_mlflow_server, swe
 
 
 def test_a_long_outage_gives_up_the_oldest_metrics_only(own_mlflow_server, sweep, monkeypatch):
-    monkeypatch.setattr(tracking, "MAX_WAITING", 10)
-    writer = tracking._Writer(own_mlflow_server.uri, None)
+    monkeypatch.setattr(tracking.writer, "MAX_WAITING", 10)
+    writer = tracking.writer.Writer(own_mlflow_server.uri, None)
     writer.close(timeout=5)
     ref = Ref(CELL, "c0ffee")
-    writer._receive(ref, [Param("a", "1"), *tracking._metrics({"score": 1.0}, 1)])
+    writer._receive(ref, [Param("a", "1"), *tracking.tracker._metrics({"score": 1.0}, 1)])
     for epoch in range(2, 30):
-        writer._receive(ref, tracking._metrics({"score": 1.0}, epoch))
+        writer._receive(ref, tracking.tracker._metrics({"score": 1.0}, epoch))
     writer._receive(ref, [RunTag("b", "2")])
     writer._drop_oldest()
     first, *kept, last = writer._waiting[ref]
