@@ -55,6 +55,24 @@ def code_version() -> str:
     return f"{release}+{commit}" if commit else release
 
 
+@cache
+def code_hash() -> str:
+    """8 hex digits of the source of this package: it tells uploads of different code apart."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+DYNAMICS_SEEDS = ("per_seed", "shared")
+
+
+def ensemble_seed(seed: int, dynamics_seeds: str) -> int:
+    """The seed of the dynamics ensemble on which a seed trains: its own, or 0 for all."""
+    return 0 if dynamics_seeds == "shared" else seed
+
+
 class EnsembleSpec(BaseModel):
     """Everything that decides what a dynamics ensemble is, and nothing else.
 

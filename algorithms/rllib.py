@@ -7,7 +7,6 @@ RLlib, Tune and MLflow see one result per epoch.
 
 from __future__ import annotations
 
-import json
 import pathlib
 import time
 from collections.abc import Collection, Sequence
@@ -24,28 +23,30 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import EVALUATION_RESULTS
 from ray.tune.result import DONE, SHOULD_CHECKPOINT, TRAINING_ITERATION
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from algorithms.checkpoint import (
+    TRAINING_COMPONENT,
+    TRAINING_FILE,
+    decode,
+    encode,
+    read_training_state,
+)
 from algorithms.data.catalog import DatasetSpec, resolve
 from algorithms.data.datasets import load
 from algorithms.dynamics.actor import obtain_ensemble
 from algorithms.environments import make_env, normalized_score
-from algorithms.errors import UserError
+from algorithms.errors import UserError, expected
 from algorithms.evaluation import Evaluator
-from algorithms.identity import EnsembleSpec, code_version
+from algorithms.identity import DYNAMICS_SEEDS, EnsembleSpec, ensemble_seed
 from algorithms.offline import NETWORK_STREAM, OfflineTraining, State, select_seeds
 from algorithms.policy import Policy
 from algorithms.randomness import seed_generators
 from algorithms.sac import SACNetworks
-from algorithms.settings import EnsembleSettings, MOPOSettings, validated
+from algorithms.settings import EnsembleSettings, MOPOSettings, SACSettings, validated
 from algorithms.terminations import TERMINATIONS
 from algorithms.transitions import Transition
 
-CHECKPOINT_FORMAT = 1
-TRAINING_COMPONENT = "training"
-TRAINING_FILE = "training.safetensors"
 DEFAULT_STORAGE = "~/orchestrator"
 CHECKPOINT_EVERY_S = 600.0
 
@@ -59,7 +60,7 @@ class OfflineConfig(AlgorithmConfig):
         dataset     a `DatasetSpec` as a dict, or an id to be resolved
         settings    hyperparameters that differ from the defaults
         seeds       the numbers of the seeds that train together
-        ensemble_seeds  the seed of each one's dynamics ensemble
+        dynamics_seeds  per_seed or shared
         storage     root folder of data and ensembles
         resume      {"checkpoint": folder, "positions": [...]}, or None
         record      whatever the caller wants to find in `trial.config` again
@@ -78,7 +79,7 @@ class OfflineConfig(AlgorithmConfig):
             "dataset": None,
             "settings": {},
             "seeds": [0],
-            "ensemble_seeds": None,
+            "dynamics_seeds": "per_seed",
             "storage": DEFAULT_STORAGE,
             "resume": None,
         }
@@ -107,10 +108,9 @@ class OfflineConfig(AlgorithmConfig):
         if seeds is not NotProvided:
             self.job["seeds"] = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
         if dynamics_seeds is not NotProvided:
-            if dynamics_seeds not in ("per_seed", "shared"):
-                raise UserError(f"dynamics_seeds {dynamics_seeds!r}: one of per_seed, shared")
-            shared = [0] * len(self.job["seeds"])
-            self.job["ensemble_seeds"] = shared if dynamics_seeds == "shared" else None
+            if dynamics_seeds not in DYNAMICS_SEEDS:
+                raise UserError(expected("dynamics_seeds", dynamics_seeds, DYNAMICS_SEEDS))
+            self.job["dynamics_seeds"] = dynamics_seeds
         if storage is not NotProvided:
             self.job["storage"] = str(storage)
         if resume is not NotProvided:
@@ -145,7 +145,7 @@ class OfflineConfig(AlgorithmConfig):
     def ensemble_specs(self) -> list[EnsembleSpec]:
         """The dynamics ensemble of each seed."""
         settings = self.settings.part(EnsembleSettings)
-        seeds = self.job["ensemble_seeds"] or self.seeds
+        seeds = [ensemble_seed(seed, self.job["dynamics_seeds"]) for seed in self.seeds]
         return [EnsembleSpec(dataset=self.dataset, settings=settings, seed=s) for s in seeds]
 
     def validate(self) -> None:
@@ -170,7 +170,10 @@ class OfflineConfig(AlgorithmConfig):
             module_class=StackedSACModule,
             observation_space=self.observation_space,
             action_space=self.action_space,
-            model_config={"settings": self.settings.model_dump(), "seeds": list(self.seeds)},
+            model_config={
+                "settings": self.settings.part(SACSettings).model_dump(),
+                "seeds": list(self.seeds),
+            },
         )
 
     def get_default_learner_class(self) -> type[OfflineLearner]:
@@ -189,7 +192,7 @@ class StackedSACModule(TorchRLModule):
         self.networks = SACNetworks(
             self.observation_space.shape[0],
             self.action_space.shape[0],
-            MOPOSettings(**self.model_config["settings"]),
+            SACSettings(**self.model_config["settings"]),
             seed_generators(NETWORK_STREAM, self.model_config["seeds"]),
         )
 
@@ -289,15 +292,9 @@ class _TrainingFile(Checkpointable):
         assert filesystem is not None
         folder = pathlib.Path(path)
         filesystem.create_dir(folder.as_posix(), recursive=True)
-        state = self.get_state() if state is None else state
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-        metadata = {
-            "format": str(CHECKPOINT_FORMAT),
-            "code": code_version(),
-            "seeds": json.dumps(self._training.seeds),
-        }
+        content = encode(self.get_state() if state is None else state, self._training.seeds)
         with filesystem.open_output_stream((folder / TRAINING_FILE).as_posix()) as file:
-            file.write(save_tensors(tensors, metadata))
+            file.write(content)
         return str(path)
 
     def restore_from_path(
@@ -311,31 +308,7 @@ class _TrainingFile(Checkpointable):
         assert filesystem is not None
         file_path = (pathlib.Path(path) / TRAINING_FILE).as_posix()
         with filesystem.open_input_stream(file_path) as file:
-            self.set_state(_training_state(file.read(), file_path))
-
-
-def read_training_state(checkpoint: str | pathlib.Path) -> State:
-    """The training state in a checkpoint folder of an offline algorithm, without building it.
-
-    Raises:
-        UserError: the checkpoint is missing, or of another format version.
-    """
-    path = pathlib.Path(checkpoint) / "learner_group" / "learner" / TRAINING_COMPONENT
-    path = path / TRAINING_FILE
-    if not path.exists():
-        raise UserError(f"no checkpoint at {checkpoint}")
-    return _training_state(path.read_bytes(), str(path))
-
-
-def _training_state(content: bytes, path: str) -> State:
-    header = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + header]).get("__metadata__", {})
-    if metadata.get("format") != str(CHECKPOINT_FORMAT):
-        raise UserError(
-            f"{path} has checkpoint format {metadata.get('format')}, this version reads "
-            f"{CHECKPOINT_FORMAT}: use the code that wrote it, {metadata.get('code')}"
-        )
-    return load_tensors(content)
+            self.set_state(decode(file.read(), file_path))
 
 
 class OfflineAlgorithm(Algorithm):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,9 +76,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     if planned.jobs:
         from orchestrator import tuning
 
+        # `ray job stop` ends a sweep as Ctrl-C does: in order.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         code = tuning.run(sweep, cells, settings, console)
     _print_table(sweep, cells, settings)
-    console.print(f"dashboard: orchestrator ui --storage {settings.storage}", soft_wrap=True)
+    # As the user has called it: it need not be on the PATH.
+    program = sys.argv[0] if Path(sys.argv[0]).name == "orchestrator" else "orchestrator"
+    console.print(f"dashboard: {program} ui --storage {settings.storage}", soft_wrap=True)
     return code
 
 

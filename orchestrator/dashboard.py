@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from types import FrameType
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -42,7 +40,7 @@ def serve(settings: Settings, host: str, port: int, console: Console) -> int:
     console.print(f"dashboard: http://{host}:{port} (Ctrl-C stops it)", soft_wrap=True)
     # A session of its own: MLflow's workers do not follow it when it ends, their group does.
     server = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - ours
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return server.wait()
     except KeyboardInterrupt:
@@ -51,10 +49,6 @@ def serve(settings: Settings, host: str, port: int, console: Console) -> int:
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait()
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _refuse_taken(host: str, port: int) -> None:

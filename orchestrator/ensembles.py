@@ -10,38 +10,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
 from algorithms.dynamics.actor import ensemble_service, trainer_resources
-from algorithms.dynamics.store import PublishedEnsemble
-from algorithms.errors import UserError
 from algorithms.identity import EnsembleSpec
 from orchestrator.progress import StageProgress
 
 POLL_SECONDS = 1.0
 
 
-def train(specs: Sequence[EnsembleSpec], storage: Path, device: str, console: Console) -> None:
+def train(
+    specs: Sequence[EnsembleSpec], storage: Path, device: str, console: Console
+) -> dict[str, str]:
     """Train and publish the given ensembles, side by side, showing how each gets on.
 
-    Raises:
-        UserError: an ensemble diverged.
-        ray.exceptions.RayError: an ensemble could not be trained, after retries.
+    Returns the reasons of those that could not be trained, by name.
     """
     if not specs:
-        return
+        return {}
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     # A trainer lives on one node: asked for more than any has, it would wait for ever.
     num_cpus = max(1, min(max(nodes), sum(nodes) // len(specs)))
     resources = trainer_resources(device, num_cpus=num_cpus)
     service = ensemble_service(storage)
     waiting = {service.obtain.remote(spec, resources): spec for spec in specs}
+    names = {spec.key: f"ensemble {spec.dataset.slug} seed {spec.seed}" for spec in specs}
+    failed: dict[str, str] = {}
     with StageProgress(console) as progress:
         bars = {
-            spec.key: progress.add(
-                f"ensemble {spec.dataset.slug} seed {spec.seed}", spec.settings.dynamics_max_epochs
-            )
+            spec.key: progress.add(names[spec.key], spec.settings.dynamics_max_epochs)
             for spec in specs
         }
         while waiting:
@@ -52,18 +50,18 @@ def train(specs: Sequence[EnsembleSpec], storage: Path, device: str, console: Co
                     progress.update(bars[key], int(epoch["epoch"]), note)
             for reference in done:
                 spec = waiting.pop(reference)
-                metrics = _outcome(reference).description["metrics"]
-                note = f"holdout mse {metrics['elite_holdout_mse']:.4f}"
-                progress.finish(bars[spec.key], int(metrics["epochs"]), note)
+                try:
+                    metrics = ray.get(reference).description["metrics"]
+                except RayError as error:
+                    failed[names[spec.key]] = _reason(error)
+                else:
+                    note = f"holdout mse {metrics['elite_holdout_mse']:.4f}"
+                    progress.finish(bars[spec.key], int(metrics["epochs"]), note)
+    return failed
 
 
-def _outcome(reference: ray.ObjectRef[PublishedEnsemble]) -> PublishedEnsemble:
-    try:
-        published: PublishedEnsemble = ray.get(reference)
-    except RayTaskError as error:
-        # A user's mistake comes back through two actors, wrapped by each.
-        cause: Exception = error
-        while isinstance(cause, RayTaskError):
-            cause = cause.cause
-        raise cause if isinstance(cause, UserError) else error from None
-    return published
+def _reason(error: Exception) -> str:
+    """The last line of what went wrong inside: it comes back wrapped by each actor on the way."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    return str(error).strip().splitlines()[-1]

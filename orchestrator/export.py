@@ -25,8 +25,9 @@ def export_policy(trial: str, seed: int, out: Path | None, storage: Path) -> Pat
         UserError: no such trial or seed, or its checkpoint is gone.
     """
     result = _find(ResultStore(storage).all(), trial, seed)
+    # torch takes seconds to import: a mistake is told before.
     from algorithms import policy as policies
-    from algorithms.rllib import read_training_state
+    from algorithms.checkpoint import read_training_state
 
     path = out or Path(f"{trial}-seed{seed}.pt2")
     if not path.absolute().parent.is_dir():

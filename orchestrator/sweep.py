@@ -28,13 +28,12 @@ from pydantic import (
 from algorithms import ALGORITHMS
 from algorithms.data.catalog import DEFAULT_SIZE, DatasetSpec, resolve
 from algorithms.errors import UserError, expected
-from algorithms.identity import EnsembleSpec, content_key
+from algorithms.identity import EnsembleSpec, content_key, ensemble_seed
 from algorithms.settings import EnsembleSettings, MOPOSettings, reason
 from orchestrator.yaml_file import read_yaml
 
 RESULT_FORMAT = 1
 MAX_SEEDS = 1000
-SHARED_DYNAMICS_SEED = 0
 
 
 def _entry(value: object) -> object:
@@ -191,7 +190,7 @@ class Trial:
         return EnsembleSpec(
             dataset=self.dataset,
             settings=self.settings.part(EnsembleSettings),
-            seed=SHARED_DYNAMICS_SEED if self.dynamics_seeds == "shared" else seed,
+            seed=ensemble_seed(seed, self.dynamics_seeds),
         )
 
     def result_key(self, seed: int) -> str:

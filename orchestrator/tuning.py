@@ -56,14 +56,19 @@ def run(sweep: Sweep, trials: Sequence[Trial], settings: Settings, console: Cons
             raise UserError(f"cpus_per_trial: {sweep.cpus_per_trial}, but there are {cpus:.0f}")
         gpus = _gpus_per_trial(sweep)
         with _tracker(sweep, settings) as tracker:
-            ensembles.train(plan.ensembles_to_train, settings.storage, sweep.device, console)
+            failed = ensembles.train(
+                plan.ensembles_to_train, settings.storage, sweep.device, console
+            )
             for ensemble in plan.ensembles:
                 _record_ensemble(tracker, ensemble.spec, settings.storage)
-            failed = _train_jobs(plan, settings, tracker, gpus, console)
+            if not failed:
+                failed = _train_jobs(plan, settings, tracker, gpus, console)
             # Tune only logs what goes wrong in a callback: a full disk may have kept the result.
             for job in make_plan(sweep, list(trials), settings.storage).jobs:
                 failed.setdefault(_name(job.trial.name, job.seeds), "its result is incomplete")
             _record_table(tracker, sweep, trials, settings.storage)
+            if failed:
+                tracker.close("FAILED")
     finally:
         ray.shutdown()
     for name, error in failed.items():
@@ -193,7 +198,7 @@ def job_config(job: Job, storage: Path) -> dict[str, Any]:
         "dataset": trial.dataset.model_dump(mode="json"),
         "settings": trial.settings.model_dump(mode="json"),
         "seeds": list(job.seeds),
-        "ensemble_seeds": [spec.seed for spec in specs],
+        "dynamics_seeds": trial.dynamics_seeds,
         "storage": str(storage),
         "resume": resume and {"checkpoint": resume.checkpoint, "positions": list(resume.indices)},
         "record": {

@@ -33,7 +33,7 @@ from algorithms.dynamics.store import (
 )
 from algorithms.dynamics.training import EnsembleTraining
 from algorithms.errors import UserError
-from algorithms.identity import EnsembleSpec, code_version
+from algorithms.identity import EnsembleSpec, code_hash
 from algorithms.transitions import Transition
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def ensemble_service(storage: Path) -> Any:
     """The cluster's coordinator for this storage and version of the code, started if needed."""
     if not ray.is_initialized():
         raise UserError("Ray is not running: call ray.init() first")
-    identity = f"{storage.resolve()}|{code_version()}"
+    identity = f"{storage.resolve()}|{code_hash()}"
     name = f"ensembles-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     return _SERVICE.options(
         name=name,

@@ -71,6 +71,8 @@ class MLflowCallback(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         if job := job_of(trial):
+            if trial.trial_id not in self._active.get(job["cell_key"], ()):
+                self._tracker.start_trial(job)  # it failed before it had started
             self._failed.add(job["cell_key"])
             self._end(trial, job)
 

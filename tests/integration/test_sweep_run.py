@@ -91,9 +91,9 @@ def test_mlflow_holds_the_sweep_its_trials_and_their_ensemble(first):
 
 def test_a_trial_trains_what_a_plain_loop_trains_bit_for_bit(first, dataset):
     """Ray, Tune, RLlib and the checkpoint add nothing and lose nothing."""
+    from algorithms.checkpoint import read_training_state
     from algorithms.offline import NETWORK_STREAM, OfflineTraining
     from algorithms.randomness import seed_generators
-    from algorithms.rllib import read_training_state
     from algorithms.sac import SACNetworks
     from algorithms.terminations import TERMINATIONS
     from algorithms.transitions import Transition
@@ -222,7 +222,6 @@ def test_a_trial_that_fails_is_named_and_the_others_finish(failing):
     assert statuses[None] == "FAILED"  # the sweep's own run
 
 
-@pytest.mark.xfail(reason="MLflowCallback ends, but never opens, a trial that fails to start")
 def test_mlflow_says_that_a_trial_failed_which_did_not_even_start(failing):
     *_, statuses = failing
     assert statuses["max_std"] == "FAILED"
@@ -238,7 +237,7 @@ def test_a_sweep_that_is_killed_then_interrupted_goes_on_where_it_stood(
 ):
     storage = new_storage()
     (storage / "ensembles").symlink_to(first[0] / "ensembles")
-    epochs = 150
+    epochs = 80
     file = sweep_file(
         "lost", {"epochs": epochs}, grid={"penalty": ["none"]}, checkpoint_minutes=0.001
     )
