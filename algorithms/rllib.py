@@ -326,11 +326,13 @@ class OfflineAlgorithm(Algorithm):
             self.config.settings.evaluation_episodes,
         )
         self._last_checkpoint = time.monotonic()
-        if self.config.job["resume"] is not None:
+        if self.config.job["resume"]:
             resume = self.config.job["resume"]
             state = read_training_state(resume["checkpoint"])
             self.training.load_state_dict(select_seeds(state, resume["positions"]))
             self._iteration = self.training.epoch
+            # From here on the trial's own checkpoints are what it continues from.
+            resume.clear()
 
     @property
     def learner(self) -> OfflineLearner:

@@ -65,7 +65,7 @@ class EnsembleSettings(Settings):
     dynamics_hidden: Widths = Field(default=(200, 200, 200, 200), strict=False)
     dynamics_lr: Positive = 1e-3
     dynamics_batch_size: Count = 256
-    # One coefficient per layer, output layer last; the last two repeat for deeper nets.
+    # One coefficient per layer, output layer last.
     dynamics_weight_decay: tuple[NonNegative, ...] = Field(
         default=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), strict=False
     )
@@ -117,6 +117,14 @@ class MOPOSettings(SACSettings, EnsembleSettings):
                 f"{self.epochs}: the last epoch must be evaluated"
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_penalty_has_no_coefficient(cls, values: Any) -> Any:
+        # A grid over both would train the same thing once for each coefficient.
+        if isinstance(values, Mapping) and values.get("penalty") == "none":
+            return {**values, "penalty_coef": 0.0}
+        return values
 
     @field_validator("penalty")
     @classmethod

@@ -107,8 +107,10 @@ def export(options: argparse.Namespace, settings: Settings) -> int:
     """Write one trained policy to a file that loads with torch alone."""
     from orchestrator.export import USAGE, export_policy
 
-    path = export_policy(options.trial, options.seed, options.out, settings.storage)
-    print(f"wrote {path}; to use it:\n{USAGE.format(path=str(path))}")
+    path, result = export_policy(options.trial, options.seed, options.out, settings.storage)
+    score = "no score yet" if result.score is None else f"score {result.score:.1f}"
+    print(f"wrote {path}: {result.epochs} epochs, {score}; to use it:")
+    print(USAGE.format(path=str(path)))
     return 0
 
 

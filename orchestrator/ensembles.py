@@ -25,14 +25,11 @@ def train(
 ) -> dict[str, str]:
     """Train and publish the given ensembles, side by side, showing how each gets on.
 
-    Returns the reasons of those that could not be trained, by name.
+    Returns why ensembles could not be trained, by key.
     """
     if not specs:
         return {}
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    # A trainer lives on one node: asked for more than any has, it would wait for ever.
-    num_cpus = max(1, min(max(nodes), sum(nodes) // len(specs)))
-    resources = trainer_resources(device, num_cpus=num_cpus)
+    resources = trainer_resources(device, len(specs))
     service = ensemble_service(storage)
     waiting = {service.obtain.remote(spec, resources): spec for spec in specs}
     names = {spec.key: f"ensemble {spec.dataset.slug} seed {spec.seed}" for spec in specs}
@@ -53,7 +50,7 @@ def train(
                 try:
                     metrics = ray.get(reference).description["metrics"]
                 except RayError as error:
-                    failed[names[spec.key]] = _reason(error)
+                    failed[spec.key] = f"{names[spec.key]}: {_reason(error)}"
                 else:
                     note = f"holdout mse {metrics['elite_holdout_mse']:.4f}"
                     progress.finish(bars[spec.key], int(metrics["epochs"]), note)

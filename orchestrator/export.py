@@ -12,8 +12,10 @@ policy = torch.export.load({path!r}).module()
 action = policy(torch.as_tensor(obs, dtype=torch.float32)[None])[0]"""
 
 
-def export_policy(trial: str, seed: int, out: Path | None, storage: Path) -> Path:
-    """Write the deterministic policy of one seed of a trial.
+def export_policy(
+    trial: str, seed: int, out: Path | None, storage: Path
+) -> tuple[Path, SeedResult]:
+    """Write the deterministic policy of one seed of a trial; returns the file and its result.
 
     Args:
         trial: the trial's name.
@@ -29,12 +31,14 @@ def export_policy(trial: str, seed: int, out: Path | None, storage: Path) -> Pat
     from algorithms import policy as policies
     from algorithms.checkpoint import read_training_state
 
+    if result.status == "diverged":
+        raise UserError(f"{trial} seed {seed} diverged: there is no policy to export")
     path = out or Path(f"{trial}-seed{seed}.pt2")
     if not path.absolute().parent.is_dir():
         raise UserError(f"no such folder: {path.absolute().parent}")
     state = read_training_state(str(result.checkpoint))
     policies.export_policy(policies.Policy.from_state(state, result.index), path)
-    return path
+    return path, result
 
 
 def _find(results: list[SeedResult], trial: str, seed: int) -> SeedResult:

@@ -36,6 +36,11 @@ class Job:
     resume: Resume | None  # None: from the start
 
     @property
+    def ensembles(self) -> tuple[EnsembleSpec, ...]:
+        """The dynamics ensemble of each seed."""
+        return tuple(self.trial.ensemble(seed) for seed in self.seeds)
+
+    @property
     def epochs_left(self) -> int:
         return self.trial.settings.epochs - (self.resume.epochs if self.resume else 0)
 
@@ -53,6 +58,7 @@ class TrialPlan:
     trial: Trial
     done: tuple[int, ...]
     jobs: tuple[Job, ...]
+    lost: tuple[int, ...] = ()  # seeds that start anew because their checkpoint is gone
 
     @property
     def continuing(self) -> tuple[Job, ...]:
@@ -134,7 +140,10 @@ class Plan:
             parts.append(f"{_count(len(self.ensembles_to_train), 'dynamics ensemble')} to train")
         if self.datasets_to_generate:
             parts.append(f"{_count(len(self.datasets_to_generate), 'data set')} to generate")
-        return f"to run: {', '.join(parts)}; {self.gradient_steps:,} gradient steps"
+        text = f"to run: {', '.join(parts)}; {self.gradient_steps:,} gradient steps"
+        if lost := sum(len(trial.lost) for trial in self.trials):
+            text += f"; {_count(lost, 'seed')} of these start anew: their checkpoints are gone"
+        return text
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -215,6 +224,7 @@ def make_plan(sweep: Sweep, trials: list[Trial], storage: Path) -> Plan:
 def _plan_trial(trial: Trial, store: ResultStore) -> TrialPlan:
     done: list[int] = []
     new: list[int] = []
+    lost: list[int] = []
     # Seeds train together only if they stand at the same epoch of the same checkpoint.
     continuing: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
     for seed in trial.seeds:
@@ -227,6 +237,7 @@ def _plan_trial(trial: Trial, store: ResultStore) -> TrialPlan:
             continuing[checkpoint, result.epochs].append((seed, result.index))
         else:
             new.append(seed)
+            lost.append(seed)
     jobs = [
         Job(
             trial=trial,
@@ -237,7 +248,7 @@ def _plan_trial(trial: Trial, store: ResultStore) -> TrialPlan:
     ]
     if new:
         jobs.append(Job(trial=trial, seeds=tuple(new), resume=None))
-    return TrialPlan(trial=trial, done=tuple(done), jobs=tuple(jobs))
+    return TrialPlan(trial=trial, done=tuple(done), jobs=tuple(jobs), lost=tuple(lost))
 
 
 def _count(number: int, noun: str) -> str:

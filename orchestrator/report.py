@@ -22,13 +22,14 @@ def summary(trials: Sequence[Trial], store: ResultStore) -> pd.DataFrame:
     Columns:
         variant, dataset: of the trial.
         seeds: asked for. seeds_done: finished, diverged ones included.
-        seeds_diverged: stopped because they diverged.
+        seeds_diverged: those whose losses or returns turned NaN.
         epochs: asked for. epochs_done: the most that a finished seed has, 0 without one.
         score, score_std: mean and sample standard deviation (ddof 1) over the seeds that are
             done and did not diverge, each seed counting with the mean of its last 10
             evaluations (normalised); NaN without a seed, and score_std with only one.
         scores: how many seeds the two are over.
         behaviour_score: mean normalised score of the data's own episodes.
+        codes: versions of the algorithms' code that trained the seeds that are done.
         minutes: wall time of training. Seeds of one checkpoint trained together: counted once.
     """
     return pd.DataFrame([_row(trial, store) for trial in trials])
@@ -39,7 +40,12 @@ def _row(trial: Trial, store: ResultStore) -> dict[str, object]:
     found = [r for r in (store.get(trial.result_key(seed)) for seed in trial.seeds) if r]
     done = [result for result in found if result.done(epochs)]
     scores = pd.Series(
-        [r.score for r in done if r.status != "diverged" and r.score is not None], dtype=float
+        [
+            r.finished_scores.get(epochs, r.score)
+            for r in done
+            if r.status != "diverged" and r.score is not None
+        ],
+        dtype=float,
     )
     behaviour = [r.behaviour_score for r in found if r.behaviour_score is not None]
     return {
@@ -55,6 +61,7 @@ def _row(trial: Trial, store: ResultStore) -> dict[str, object]:
         "scores": len(scores),
         "behaviour_score": behaviour[0] if behaviour else math.nan,
         "minutes": _minutes(found),
+        "codes": {result.code for result in done if result.code},
     }
 
 
@@ -81,6 +88,8 @@ def inconclusive(cells: pd.DataFrame) -> str | None:
         return None
     if cells["scores"].min() < MIN_SEEDS_TO_COMPARE:
         return f"fewer than {MIN_SEEDS_TO_COMPARE} seeds per variant"
+    if cells["seeds_diverged"].any():
+        return "some seeds diverged"
     freedom = cells["scores"] - 1
     pooled_std = math.sqrt((freedom * cells["score_std"] ** 2).sum() / freedom.sum())
     if cells["score"].max() - cells["score"].min() <= pooled_std:
@@ -99,9 +108,11 @@ def notes(sweep: Sweep, frame: pd.DataFrame) -> list[str]:
     if (frame["seeds_done"] < frame["seeds"]).any():
         found.append("partial: some seeds are not trained to the end; their scores are left out")
     if frame["seeds_diverged"].any():
-        found.append("diverged seeds have stopped; their scores are left out")
+        found.append("diverged seeds are left out of the scores")
     if (frame["epochs_done"] > frame["epochs"]).any():
         found.append("some seeds were trained for more epochs than this sweep asks for")
+    if frame["codes"].map(len).sum() > 1 and len(set().union(*frame["codes"])) > 1:
+        found.append("the seeds were trained by different versions of the algorithms' code")
     if sweep.dynamics_seeds == "shared":
         found.append(
             "dynamics_seeds: shared: all seeds train on one dynamics ensemble, "

@@ -26,12 +26,15 @@ class SeedResult(BaseModel):
     seed: int
     epochs: int  # done in all
     score: float | None  # normalised; mean of the last 10 evaluations
-    last_score: float | None
+    # The score at the end of each training that reached its goal, by epochs: a sweep that
+    # asked for 100 epochs keeps its number when another one goes on to 1000.
+    finished_scores: dict[int, float] = {}
     behaviour_score: float | None  # mean normalised score of the data's complete episodes
     minutes: float  # wall time of the trial's training up to here, over all its runs
-    checkpoint: str | None  # absolute path of a folder
+    checkpoint: str | None  # folder; in the file relative to the storage, which may move
     index: int  # position in the checkpoint's stack of seeds
     ensemble_key: str
+    code: str = ""  # `algorithms.identity.code_hash`
     mlflow_run_id: str | None = None
     status: Literal["running", "finished", "diverged"]
 
@@ -52,6 +55,7 @@ class ResultStore:
     """The pointers below `<storage>/results`. Reading creates nothing."""
 
     def __init__(self, storage: Path) -> None:
+        self._storage = storage
         self._folder = storage / "results"
 
     def get(self, key: str) -> SeedResult | None:
@@ -65,7 +69,8 @@ class ResultStore:
         except FileNotFoundError:
             return None
         try:
-            return SeedResult.model_validate_json(text)
+            result = SeedResult.model_validate_json(text)
+            return self._located(result)
         except ValidationError:
             raise UserError(
                 f"{self._path(key)} is not a result that this version can read: "
@@ -73,7 +78,21 @@ class ResultStore:
             ) from None
 
     def put(self, result: SeedResult) -> None:
-        """Write or replace a result; a reader sees the old one or the new one, whole."""
+        """Write or replace a result; a reader sees the old one or the new one, whole.
+
+        A result that stands at more epochs stays, while it can be of use: a training that
+        starts anew, or lags behind another, does not undo what is there.
+        """
+        old = self.get(result.key)
+        if old is not None:
+            useful = old.status == "finished" or old.existing_checkpoint
+            if old.epochs > result.epochs and useful:
+                return
+            scores = old.finished_scores | result.finished_scores
+            result = result.model_copy(update={"finished_scores": scores})
+        if result.checkpoint and Path(result.checkpoint).is_relative_to(self._storage):
+            relative = Path(result.checkpoint).relative_to(self._storage)
+            result = result.model_copy(update={"checkpoint": str(relative)})
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._path(result.key)
         aside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
@@ -84,6 +103,11 @@ class ResultStore:
         """Every result in the storage, in the order of their keys."""
         found = (self.get(path.stem) for path in sorted(self._folder.glob("*.json")))
         return [result for result in found if result is not None]
+
+    def _located(self, result: SeedResult) -> SeedResult:
+        if result.checkpoint is None:
+            return result
+        return result.model_copy(update={"checkpoint": str(self._storage / result.checkpoint)})
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.json"

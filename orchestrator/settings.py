@@ -50,11 +50,6 @@ class Settings:
         )
 
     @property
-    def mlflow_database(self) -> Path:
-        """The embedded MLflow store."""
-        return self.storage / "mlflow.db"
-
-    @property
     def artifacts(self) -> Path:
         """The embedded MLflow store's artifacts."""
         return self.storage / "mlartifacts"

@@ -253,7 +253,7 @@ def trials(sweep: Sweep) -> list[Trial]:
         same = datasets.setdefault(dataset.content_hash, dataset)
         if same is not dataset:
             raise UserError(f"datasets[{index}]: {entry.id} holds the same data as {same.id}")
-    return [
+    cells = [
         Trial(
             sweep=sweep.name,
             algorithm=sweep.algorithm,
@@ -268,6 +268,7 @@ def trials(sweep: Sweep) -> list[Trial]:
         for choices in sweep.combinations()
         for settings in [sweep.settings(choices)]
     ]
+    return list({cell.cell_key: cell for cell in cells}.values())  # equal cells once
 
 
 def _variant(settings: MOPOSettings, keys: Iterable[str]) -> str:

@@ -11,12 +11,16 @@ import io
 import logging
 import math
 import os
+import shutil
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import ray
+from filelock import FileLock, Timeout
 from ray import tune
 from rich.console import Console
 
@@ -25,7 +29,7 @@ from algorithms.data.datasets import load
 from algorithms.dynamics.actor import NAMESPACE
 from algorithms.dynamics.store import read_ensemble
 from algorithms.errors import UserError
-from algorithms.identity import EnsembleSpec
+from algorithms.identity import EnsembleSpec, code_hash, content_key
 from orchestrator import ensembles, report
 from orchestrator.plan import Job, Plan, make_plan
 from orchestrator.progress import Bar, StageProgress
@@ -41,39 +45,69 @@ MAX_FAILURES = 3  # of one trial, each time continued from its last checkpoint
 
 
 def run(sweep: Sweep, trials: Sequence[Trial], settings: Settings, console: Console) -> int:
-    """Train everything that the sweep still lacks; returns the exit code, 1 if a trial failed.
+    """Train everything that the sweep still lacks; returns the exit code, 1 if something failed.
 
     Raises:
-        UserError: the sweep asks for a device or CPUs that are not there.
+        UserError: the sweep asks for a device or CPUs that are not there, or another run
+            is training one of its cells.
     """
-    plan = make_plan(sweep, list(trials), settings.storage)
-    for dataset in plan.datasets_to_generate:
-        load(dataset, settings.storage)
-    _connect(settings)
-    try:
-        cpus = ray.cluster_resources().get("CPU", 0)
-        if settings.ray_address is None and sweep.cpus_per_trial > cpus:  # a cluster may yet grow
-            raise UserError(f"cpus_per_trial: {sweep.cpus_per_trial}, but there are {cpus:.0f}")
-        gpus = _gpus_per_trial(sweep)
-        with _tracker(sweep, settings) as tracker:
-            failed = ensembles.train(
-                plan.ensembles_to_train, settings.storage, sweep.device, console
-            )
-            for ensemble in plan.ensembles:
-                _record_ensemble(tracker, ensemble.spec, settings.storage)
-            if not failed:
-                failed = _train_jobs(plan, settings, tracker, gpus, console)
-            # Tune only logs what goes wrong in a callback: a full disk may have kept the result.
-            for job in make_plan(sweep, list(trials), settings.storage).jobs:
-                failed.setdefault(_name(job.trial.name, job.seeds), "its result is incomplete")
-            _record_table(tracker, sweep, trials, settings.storage)
-            if failed:
-                tracker.close("FAILED")
-    finally:
-        ray.shutdown()
-    for name, error in failed.items():
-        console.print(f"failed: {name}: {error}", style="red", soft_wrap=True)
+    with _locked(trials, settings.storage):
+        plan = make_plan(sweep, list(trials), settings.storage)
+        for dataset in plan.datasets_to_generate:
+            load(dataset, settings.storage)
+        _connect(settings)
+        try:
+            gpus = _gpus_per_trial(sweep, settings)
+            with _tracker(sweep, settings) as tracker:
+                failed = _train(plan, settings, tracker, gpus, console)
+                _record_table(tracker, sweep, trials, settings.storage)
+                if failed:
+                    tracker.close("FAILED")
+        finally:
+            ray.shutdown()
+    for error in failed:
+        console.print(f"failed: {error}", style="red", soft_wrap=True)
     return 1 if failed else 0
+
+
+def _train(
+    plan: Plan, settings: Settings, tracker: Tracker, gpus: int, console: Console
+) -> list[str]:
+    """Ensembles, then trials; returns what failed, a line each.
+
+    An ensemble that cannot be trained takes along the trials that need it, and no others.
+    """
+    storage = settings.storage
+    broken = ensembles.train(plan.ensembles_to_train, storage, plan.sweep.device, console)
+    for ensemble in plan.ensembles:
+        _record_ensemble(tracker, ensemble.spec, storage)
+    for cell in plan.trials:
+        if not cell.jobs:  # trained before, perhaps by another sweep
+            _record_trained(tracker, cell.trial, ResultStore(storage))
+    jobs = [job for job in plan.jobs if not broken.keys() & {spec.key for spec in job.ensembles}]
+    failed = _tune(plan.sweep, jobs, settings, tracker, gpus, console) if jobs else {}
+    # Tune only logs what goes wrong in a callback: a full disk may have kept a result.
+    trials = [cell.trial for cell in plan.trials]
+    for job in make_plan(plan.sweep, trials, storage).jobs:
+        if not broken.keys() & {spec.key for spec in job.ensembles}:
+            failed.setdefault(_name(job.trial.name, job.seeds), "its result is incomplete")
+    return [*broken.values(), *(f"{name}: {error}" for name, error in failed.items())]
+
+
+@contextmanager
+def _locked(trials: Sequence[Trial], storage: Path) -> Iterator[None]:
+    """Hold every cell, so that no other run trains it meanwhile; a killed run lets go."""
+    folder = storage / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        for trial in sorted(trials, key=lambda trial: trial.cell_key):
+            try:
+                held.enter_context(FileLock(folder / f"{trial.cell_key}.lock", timeout=0))
+            except Timeout:
+                raise UserError(
+                    f"another run is training {trial.name} in {storage}: let it end first"
+                ) from None
+        yield
 
 
 def _connect(settings: Settings) -> None:
@@ -90,11 +124,17 @@ def _connect(settings: Settings) -> None:
         raise UserError(f"RAY_ADDRESS {settings.ray_address}: no Ray cluster answers") from None
 
 
-def _gpus_per_trial(sweep: Sweep) -> int:
-    available = ray.cluster_resources().get("GPU", 0) >= 1
-    if sweep.device == "cuda" and not available:
-        raise UserError("device: cuda, but the cluster has no GPU: use auto or cpu")
-    return int(available and sweep.device != "cpu")
+def _gpus_per_trial(sweep: Sweep, settings: Settings) -> int:
+    resources = ray.cluster_resources()
+    on_gpu = sweep.device == "cuda" or (sweep.device == "auto" and resources.get("GPU", 0) >= 1)
+    if settings.ray_address is None:  # a cluster may yet grow, this machine will not
+        if on_gpu and not resources.get("GPU", 0):
+            raise UserError("device: cuda, but this machine has no GPU: use auto or cpu")
+        if sweep.cpus_per_trial > resources["CPU"]:
+            raise UserError(
+                f"cpus_per_trial: {sweep.cpus_per_trial}, but there are {resources['CPU']:.0f}"
+            )
+    return int(on_gpu)
 
 
 def _tracker(sweep: Sweep, settings: Settings) -> Tracker:
@@ -139,40 +179,46 @@ def _dataset_record(spec: EnsembleSpec | Trial) -> dict[str, str]:
     return {"id": dataset.id, "digest": dataset.content_hash, "env_id": dataset.env_id}
 
 
-def _train_jobs(
-    plan: Plan, settings: Settings, tracker: Tracker, gpus: int, console: Console
+def _tune(
+    sweep: Sweep,
+    jobs: Sequence[Job],
+    settings: Settings,
+    tracker: Tracker,
+    gpus: int,
+    console: Console,
 ) -> dict[str, str]:
-    """Run every job as one trial of Ray Tune; returns the errors of those that failed."""
-    if not plan.jobs:
-        return {}
+    """Run every job as one trial of Ray Tune; returns the errors of those that failed, by name."""
     # MLflow holds the curves; Tune's own loggers would write each result three times more.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     # Of Tune's two displays the old one keeps silent when asked to.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     # Ctrl-C ends the sweep as an exception, like anywhere else; Tune would swallow it.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    sweep = plan.sweep
+    # More trials than fit only wait; on a cluster, what waits is what makes it grow.
     cpus = ray.cluster_resources().get("CPU", 1)
+    at_once = max(1, int(cpus // sweep.cpus_per_trial)) if settings.ray_address is None else None
+    experiment = f"{sweep.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    store = ResultStore(settings.storage)
     with StageProgress(console) as progress:
         tuner = tune.Tuner(
             ALGORITHMS[sweep.algorithm].config_class()().algo_class,
             param_space={
-                "job": tune.grid_search([job_config(job, settings.storage) for job in plan.jobs]),
+                "job": tune.grid_search([job_config(job, settings.storage) for job in jobs]),
                 "num_cpus_for_main_process": sweep.cpus_per_trial,
                 "num_gpus_per_learner": gpus,
                 "checkpoint_every_s": 60 * sweep.checkpoint_minutes,
             },
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=max(1, int(cpus // sweep.cpus_per_trial)),
+                max_concurrent_trials=at_once,
                 trial_name_creator=lambda trial: trial.config["job"]["record"]["name"],
                 trial_dirname_creator=_folder,
             ),
             run_config=tune.RunConfig(
-                name=f"{sweep.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+                name=experiment,
                 storage_path=str(settings.storage / "trials"),
                 callbacks=[
                     MLflowCallback(tracker),
-                    ResultCallback(ResultStore(settings.storage), tracker),
+                    ResultCallback(store, tracker),
                     ProgressCallback(progress),
                 ],
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=True),
@@ -181,6 +227,9 @@ def _train_jobs(
             ),
         )
         results = tuner.fit()
+    ours = (settings.storage / "trials" / experiment).glob("*/checkpoint_*")
+    left_behind = {Path(job.resume.checkpoint) for job in jobs if job.resume}
+    _prune({*ours, *left_behind}, store)
     failed = {}
     for result in (results[index] for index in range(len(results))):
         if result.error is not None:
@@ -189,11 +238,17 @@ def _train_jobs(
     return failed
 
 
+def _prune(checkpoints: Collection[Path], store: ResultStore) -> None:
+    """Delete those that no result points to any more: they are what fills a disk."""
+    needed = {Path(result.checkpoint) for result in store.all() if result.checkpoint}
+    for checkpoint in set(checkpoints) - needed:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
 def job_config(job: Job, storage: Path) -> dict[str, Any]:
     """What `OfflineConfig.job` holds for a job, with the record by which callbacks know it."""
     trial = job.trial
     resume = job.resume
-    specs = [trial.ensemble(seed) for seed in job.seeds]
     return {
         "dataset": trial.dataset.model_dump(mode="json"),
         "settings": trial.settings.model_dump(mode="json"),
@@ -202,24 +257,47 @@ def job_config(job: Job, storage: Path) -> dict[str, Any]:
         "storage": str(storage),
         "resume": resume and {"checkpoint": resume.checkpoint, "positions": list(resume.indices)},
         "record": {
-            "name": trial.name,
-            "cell_key": trial.cell_key,
-            "run_name": trial.name,
-            "params": {
-                **trial.settings.model_dump(mode="json"),
-                "algorithm": trial.algorithm,
-                "dynamics_seeds": trial.dynamics_seeds,
-            },
-            "dataset": _dataset_record(trial),
-            "seeds": list(job.seeds),
-            "cell_seeds": list(trial.seeds),
-            "ensemble_keys": sorted({trial.ensemble(seed).key for seed in trial.seeds}),
-            "tags": {"variant": trial.variant},
+            **_record(trial, job.seeds),
             # For `ResultCallback`, in the order of the seeds.
             "result_keys": [trial.result_key(seed) for seed in job.seeds],
-            "ensemble_of_seed": [spec.key for spec in specs],
+            "ensemble_of_seed": [spec.key for spec in job.ensembles],
         },
     }
+
+
+def _record(trial: Trial, seeds: Sequence[int]) -> dict[str, Any]:
+    """What the tracker is told of a trial that trains `seeds` of a cell."""
+    return {
+        "name": trial.name,
+        "cell_key": trial.cell_key,
+        "run_name": trial.name,
+        "params": {
+            **trial.settings.model_dump(mode="json"),
+            "algorithm": trial.algorithm,
+            "dynamics_seeds": trial.dynamics_seeds,
+        },
+        "dataset": _dataset_record(trial),
+        "seeds": list(seeds),
+        "cell_seeds": list(trial.seeds),
+        "ensemble_keys": sorted({trial.ensemble(seed).key for seed in trial.seeds}),
+        "tags": {"variant": trial.variant},
+    }
+
+
+def _record_trained(tracker: Tracker, trial: Trial, store: ResultStore) -> None:
+    """A run for a cell that needs no training: MLflow shows every cell of the sweep."""
+    results = {seed: store.get(trial.result_key(seed)) for seed in trial.seeds}
+    found = {seed: result for seed, result in results.items() if result is not None}
+    tracker.start_trial(_record(trial, trial.seeds))
+    tracker.log_result(
+        trial.cell_key,
+        {
+            "training_iteration": max(result.epochs for result in found.values()),
+            "seed": {str(seed): {"score": result.score} for seed, result in found.items()},
+        },
+        means=False,
+    )
+    tracker.end_trial(trial.cell_key)
 
 
 def _folder(trial: TuneTrial) -> str:
@@ -228,7 +306,10 @@ def _folder(trial: TuneTrial) -> str:
 
 
 def _name(trial: str, seeds: Sequence[int]) -> str:
-    return f"{trial}__seeds-{'-'.join(map(str, seeds))}"
+    listed = "-".join(map(str, seeds))
+    if len(listed) > 40:  # a folder's name ends at 255 bytes
+        listed = f"{seeds[0]}-and-{len(seeds) - 1}-more-{content_key({'seeds': list(seeds)})[:8]}"
+    return f"{trial}__seeds-{listed}"
 
 
 class ResultCallback(tune.Callback):
@@ -251,20 +332,22 @@ class ResultCallback(tune.Callback):
         for position, seed in enumerate(record["seeds"]):
             metrics = result["seed"][str(seed)]
             finite = all(math.isfinite(value) for value in metrics.values())
-            score, last_score = metrics.get("score"), metrics.get("normalized_score")
+            score = metrics.get("score") if finite else None
+            finished = {} if score is None or not result["done"] else {result["epoch"]: score}
             self._store.put(
                 SeedResult(
                     key=record["result_keys"][position],
                     trial=record["name"],
                     seed=seed,
                     epochs=result["epoch"],
-                    score=score if finite else None,
-                    last_score=last_score if finite else None,
+                    score=score,
+                    finished_scores=finished,
                     behaviour_score=result["behaviour_score"],
                     minutes=result["minutes"],
                     checkpoint=checkpoint.path,
                     index=position,
                     ensemble_key=record["ensemble_of_seed"][position],
+                    code=code_hash(),
                     mlflow_run_id=self._tracker.run_id(record["cell_key"]),
                     status=_status(finite=finite, done=result["done"]),
                 )
@@ -316,7 +399,7 @@ class ProgressCallback(tune.Callback):
 def _record_table(tracker: Tracker, sweep: Sweep, trials: Sequence[Trial], storage: Path) -> None:
     text = io.StringIO()
     frame = report.summary(trials, ResultStore(storage))
-    Console(file=text, width=120).print(report.render(sweep, frame))
+    Console(file=text, width=120, markup=False, emoji=False).print(report.render(sweep, frame))
     tracker.log_table(text.getvalue(), "table.txt")
     for trial, row in zip(trials, frame.to_dict("records"), strict=True):
         if row["scores"]:

@@ -13,8 +13,8 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def train_ensemble(
             "history": json.dumps(history),
             "seconds": seconds,
         }
-        aside = checkpoint.with_suffix(f".{os.getpid()}.tmp")
+        aside = checkpoint.with_suffix(f".{uuid.uuid4().hex}.tmp")
         torch.save(state, aside)
         aside.replace(checkpoint)
         yield {"epoch": training.epoch, **metrics}
@@ -143,8 +143,8 @@ _SERVICE: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ens
 
 def ensemble_service(storage: Path) -> Any:
     """The cluster's coordinator for this storage and version of the code, started if needed."""
-    if not ray.is_initialized():
-        raise UserError("Ray is not running: call ray.init() first")
+    if not ray.is_initialized():  # an algorithm built on its own, outside of any cluster
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     identity = f"{storage.resolve()}|{code_hash()}"
     name = f"ensembles-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     return _SERVICE.options(
@@ -156,16 +156,22 @@ def ensemble_service(storage: Path) -> Any:
     ).remote(storage)
 
 
-def trainer_resources(device: str = "auto", num_cpus: float = 1) -> dict[str, float]:
-    """A whole GPU where the cluster has one and `device` allows it, else `num_cpus`."""
-    on_gpu = device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
-    return {"num_cpus": num_cpus, "num_gpus": 1 if on_gpu else 0}
+def trainer_resources(device: str = "auto", trainers: int = 1) -> dict[str, float]:
+    """What each of `trainers` asks for: a whole GPU and a CPU where there is a GPU, else CPUs.
+
+    A trainer lives on one node: asked for more than any has, it would wait for ever.
+    """
+    if device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1:
+        return {"num_cpus": 1, "num_gpus": 1}
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return {"num_cpus": max(1, min(max(cpus), sum(cpus) // trainers)), "num_gpus": 0}
 
 
 def obtain_ensembles(specs: Sequence[EnsembleSpec], storage: Path) -> list[PublishedEnsemble]:
     """Published ensembles in the order of `specs`; what is missing is trained first."""
     service = ensemble_service(storage)
-    resources = trainer_resources()
+    # One CPU: the caller may be a trial on a full cluster.
+    resources = trainer_resources() | {"num_cpus": 1}
     distinct = {spec.key: spec for spec in specs}
     references = {key: service.obtain.remote(spec, resources) for key, spec in distinct.items()}
     published = dict(zip(references, ray.get(list(references.values())), strict=True))

@@ -63,6 +63,13 @@ def data_folder(dataset, tmp_path_factory):
     return storage / "data"
 
 
+@pytest.fixture(scope="session")
+def data_file(dataset, data_folder):
+    """The generated data as a file of D4RL's layout."""
+    (path,) = data_folder.glob("*.hdf5")
+    return path
+
+
 @pytest.fixture(scope="module")
 def new_storage(data_folder, tmp_path_factory):
     """A function that makes a storage with nothing in it but the generated data."""

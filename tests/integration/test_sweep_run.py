@@ -7,10 +7,12 @@ import re
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
 
+from algorithms.data import hdf5
 from algorithms.data.datasets import load
 from algorithms.dynamics.store import read_ensemble, stack_ensembles
 from orchestrator import cli, tuning
@@ -187,6 +189,26 @@ def test_more_epochs_continue_every_seed_where_it_stands(extended, first, sweep_
     (child,) = [run for run in runs if run.data.params.get("penalty") == "max_std"]
     history = client.get_metric_history(child.info.run_id, "normalized_score")
     assert [point.step for point in history] == [1, 2, 3]
+
+
+def test_an_ensemble_that_diverges_takes_along_only_the_trials_that_need_it(
+    new_storage, sweep_file, command_line, data_file, tmp_path
+):
+    data = hdf5.read(data_file, "Hopper-v4")
+    huge = tmp_path / "huge.hdf5"
+    hdf5.write(huge, data._replace(reward=data.reward + np.float32(1e25)), {})
+    entries = [{"id": f"file:{path}", "env": "Hopper-v4"} for path in (huge, data_file)]
+    storage = new_storage()
+    file = sweep_file("half", datasets=entries, grid={"penalty": ["max_std"]}, seeds=1)
+    ran = command_line(storage)("run", file)
+    assert ran.returncode == 1, ran.stderr
+    (failure,) = [line for line in ran.stdout.splitlines() if line.startswith("failed: ")]
+    assert failure.startswith("failed: ensemble huge seed 0: the dynamics ensemble of file:")
+    assert failure.endswith("diverged: lower dynamics_lr, or check the scale of the data")
+    assert "Traceback" not in ran.stdout + ran.stderr
+    broken, sound = trials(load_sweep(file))
+    assert ResultStore(storage).get(broken.result_key(0)) is None
+    assert ResultStore(storage).get(sound.result_key(0)).status == "finished"
 
 
 @pytest.fixture(scope="module")

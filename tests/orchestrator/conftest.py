@@ -62,7 +62,6 @@ def finish(storage):
             "seed": seed,
             "epochs": epochs,
             "score": 10.0,
-            "last_score": 11.0,
             "behaviour_score": 7.5,
             "minutes": 3.0,
             "checkpoint": str(folder),

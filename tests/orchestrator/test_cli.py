@@ -160,18 +160,21 @@ def test_report_prints_what_is_there(in_process, sweep_file, storage, capsys):
     assert not storage.exists()
 
 
-def test_export_says_how_to_use_the_file(in_process, storage, monkeypatch, tmp_path, capsys):
+def test_export_says_what_it_wrote_and_how_to_use_it(
+    in_process, quickstart, expand, finish, storage, monkeypatch, tmp_path, capsys
+):
     asked = []
+    result = finish(expand(quickstart)[0], 1, score=12.34)
 
     def export_policy(*arguments):
         asked.append(arguments)
-        return tmp_path / "policy.pt2"
+        return tmp_path / "policy.pt2", result
 
     monkeypatch.setattr("orchestrator.export.export_policy", export_policy)
     assert in_process("export", "penalty-none__x", "--seed", 1) == 0
     assert asked == [("penalty-none__x", 1, None, storage)]
     usage = capsys.readouterr().out.splitlines()
-    assert usage[0].startswith(f"wrote {tmp_path / 'policy.pt2'}")
+    assert usage[0] == f"wrote {tmp_path / 'policy.pt2'}: 5 epochs, score 12.3; to use it:"
     assert len(usage) == 4
 
 

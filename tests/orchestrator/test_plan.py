@@ -198,3 +198,13 @@ def test_json_and_tables_tell_the_same(quickstart, expand, plan, finish):
         assert word in text
     assert "to run: 3 seeds in 2 trials" in text
     assert "13,000 gradient steps" in text
+
+
+def test_a_seed_that_starts_anew_because_its_checkpoint_is_gone_is_announced(
+    quickstart, expand, plan, finish
+):
+    trial, _ = expand(quickstart)
+    shutil.rmtree(finish(trial, 0, epochs=2).checkpoint)
+    planned = plan(quickstart)
+    assert planned.trials[0].lost == (0,)
+    assert "1 seed of these start anew" in planned.summary()

@@ -161,3 +161,22 @@ def test_the_table_fits_a_narrow_terminal_without_losing_text(quickstart, table,
     assert "1.5 +- 0.7" in text
     assert "..." not in text
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
+
+
+def test_a_sweep_keeps_its_number_when_another_one_trains_on(quickstart, expand, table, finish):
+    for trial in expand(quickstart):
+        for seed in trial.seeds:
+            finish(trial, seed, score=10.0, finished_scores={5: 10.0})
+            finish(trial, seed, score=50.0, epochs=9, finished_scores={9: 50.0})
+    assert table(quickstart)[0]["score"].tolist() == [10.0, 10.0]
+    quickstart["fixed"]["epochs"] = 9
+    assert table(quickstart)[0]["score"].tolist() == [50.0, 50.0]
+
+
+def test_seeds_of_different_code_are_pointed_out(quickstart, expand, table, finish):
+    first, second = expand(quickstart)
+    finish(first, 0, code="aaaa")
+    finish(second, 0, code="aaaa")
+    assert not any("versions" in note for note in table(quickstart)[1])
+    finish(second, 1, code="bbbb")
+    assert any("different versions" in note for note in table(quickstart)[1])

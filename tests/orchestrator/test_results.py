@@ -1,4 +1,6 @@
+import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +59,32 @@ def test_an_unreadable_result_is_named(result, storage, text):
     (storage / "results" / f"{result.key}.json").write_text(text)
     with pytest.raises(UserError, match=rf"{result.key}\.json .*delete it"):
         ResultStore(storage).get(result.key)
+
+
+def test_a_training_that_lags_behind_does_not_undo_what_is_there(result, storage):
+    store = ResultStore(storage)
+    store.put(result.model_copy(update={"epochs": 1, "score": 0.0, "status": "running"}))
+    assert store.get(result.key) == result
+
+
+def test_a_lost_training_is_replaced_by_the_one_that_starts_anew(
+    quickstart, expand, finish, storage
+):
+    trial, _ = expand(quickstart)
+    lost = finish(trial, 0, epochs=3)
+    shutil.rmtree(lost.checkpoint)
+    anew = finish(trial, 0, epochs=1, checkpoint="anew")
+    assert ResultStore(storage).get(lost.key) == anew
+
+
+def test_scores_of_finished_trainings_are_kept_by_their_epochs(result, storage):
+    store = ResultStore(storage)
+    store.put(result.model_copy(update={"finished_scores": {5: 10.0}}))
+    store.put(result.model_copy(update={"epochs": 8, "finished_scores": {8: 20.0}}))
+    assert store.get(result.key).finished_scores == {5: 10.0, 8: 20.0}
+
+
+def test_a_storage_may_be_moved(result, storage, tmp_path):
+    moved = storage.rename(tmp_path / "moved")
+    checkpoint = ResultStore(moved).get(result.key).existing_checkpoint
+    assert checkpoint == str(moved / Path(result.checkpoint).relative_to(storage))
