@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from algorithms.environments import make_env, normalized_score, stream_seed
+from algorithms.errors import UserError
 from algorithms.evaluation import Evaluator
 from algorithms.sac import SACNetworks, SACOptimizers, StepNoise, gradient_step
 from algorithms.settings import SACSettings
@@ -54,12 +55,18 @@ def train_online(settings: OnlineSettings, folder: Path) -> None:
 
     Writes `folder/level-<steps>.safetensors` (the actor) and one line per level to
     `folder/levels.jsonl`.
+
+    Raises:
+        UserError: the checkpoint is of a training with other settings; only `total_steps` may grow.
     """
     folder.mkdir(parents=True, exist_ok=True)
     training = _OnlineTraining(settings)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        training.load_state_dict(torch.load(checkpoint, weights_only=True))
+        state = torch.load(checkpoint, weights_only=True)
+        if state["settings"] | {"total_steps": 0} != asdict(settings) | {"total_steps": 0}:
+            raise UserError(f"{folder} holds a training with other settings: choose another")
+        training.load_state_dict(state)
         log.info("continuing at %d steps", training.steps)
     last_checkpoint = time.monotonic()
     next_level = (training.steps // settings.level_every + 1) * settings.level_every

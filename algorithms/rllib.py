@@ -364,7 +364,7 @@ class OfflineAlgorithm(Algorithm):
         metrics = self._statistics
         if training.epoch >= settings.evaluation_interval:
             metrics["normalized_score"] = training.scores_SK[:, -1]
-            metrics["score"] = training.run_score()
+            metrics["run_score"] = training.run_score()
         result["epoch"] = training.epoch
         # A seed that turned NaN does not hide the others' mean.
         result["mean"] = {name: float(value.nanmean()) for name, value in metrics.items()}

@@ -108,7 +108,7 @@ def export(options: argparse.Namespace, settings: Settings) -> int:
     from orchestrator.export import USAGE, export_policy
 
     path, result = export_policy(options.trial, options.seed, options.out, settings.storage)
-    score = "no score yet" if result.score is None else f"score {result.score:.1f}"
+    score = "no score yet" if result.run_score is None else f"score {result.run_score:.1f}"
     print(f"wrote {path}: {result.epochs} epochs, {score}; to use it:")
     print(USAGE.format(path=str(path)))
     return 0

@@ -24,7 +24,7 @@ def summary(trials: Sequence[Trial], store: ResultStore) -> pd.DataFrame:
         seeds: asked for. seeds_done: finished, diverged ones included.
         seeds_diverged: those whose losses or returns turned NaN.
         epochs: asked for. epochs_done: the most that a finished seed has, 0 without one.
-        score, score_std: mean and sample standard deviation (ddof 1) over the seeds that are
+        run_score, score_std: mean and sample standard deviation (ddof 1) over the seeds that are
             done and did not diverge, each seed counting with the mean of its last 10
             evaluations (normalised); NaN without a seed, and score_std with only one.
         scores: how many seeds the two are over.
@@ -41,9 +41,9 @@ def _row(trial: Trial, store: ResultStore) -> dict[str, object]:
     done = [result for result in found if result.done(epochs)]
     scores = pd.Series(
         [
-            r.finished_scores.get(epochs, r.score)
+            r.finished_scores.get(epochs, r.run_score)
             for r in done
-            if r.status != "diverged" and r.score is not None
+            if r.status != "diverged" and r.run_score is not None
         ],
         dtype=float,
     )
@@ -56,7 +56,7 @@ def _row(trial: Trial, store: ResultStore) -> dict[str, object]:
         "seeds_diverged": sum(result.status == "diverged" for result in done),
         "epochs": epochs,
         "epochs_done": max((result.epochs for result in done), default=0),
-        "score": scores.mean(),
+        "run_score": scores.mean(),
         "score_std": scores.std(ddof=1),
         "scores": len(scores),
         "behaviour_score": behaviour[0] if behaviour else math.nan,
@@ -92,7 +92,7 @@ def inconclusive(cells: pd.DataFrame) -> str | None:
         return "some seeds diverged"
     freedom = cells["scores"] - 1
     pooled_std = math.sqrt((freedom * cells["score_std"] ** 2).sum() / freedom.sum())
-    if cells["score"].max() - cells["score"].min() <= pooled_std:
+    if cells["run_score"].max() - cells["run_score"].min() <= pooled_std:
         return "the variants differ by less than their spread over seeds"
     return None
 
@@ -136,7 +136,7 @@ def render(sweep: Sweep, frame: pd.DataFrame) -> RenderableType:
             row["variant"],
             row["dataset"],
             _seeds(row["seeds_done"], row["seeds"], row["seeds_diverged"]),
-            f"{_number(row['score'])} +- {_number(row['score_std'])}" if row["scores"] else "-",
+            f"{_number(row['run_score'])} +- {_number(row['score_std'])}" if row["scores"] else "-",
             _number(row["behaviour_score"]),
             _number(row["minutes"]),
         )

@@ -25,7 +25,7 @@ class SeedResult(BaseModel):
     trial: str  # name of the trial that trained it
     seed: int
     epochs: int  # done in all
-    score: float | None  # normalised; mean of the last 10 evaluations
+    run_score: float | None  # normalised; mean of the last 10 evaluations
     # The score at the end of each training that reached its goal, by epochs: a sweep that
     # asked for 100 epochs keeps its number when another one goes on to 1000.
     finished_scores: dict[int, float] = {}

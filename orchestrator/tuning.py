@@ -293,7 +293,7 @@ def _record_trained(tracker: Tracker, trial: Trial, store: ResultStore) -> None:
         trial.cell_key,
         {
             "training_iteration": max(result.epochs for result in found.values()),
-            "seed": {str(seed): {"score": result.score} for seed, result in found.items()},
+            "seed": {str(seed): {"run_score": result.run_score} for seed, result in found.items()},
         },
         means=False,
     )
@@ -332,7 +332,7 @@ class ResultCallback(tune.Callback):
         for position, seed in enumerate(record["seeds"]):
             metrics = result["seed"][str(seed)]
             finite = all(math.isfinite(value) for value in metrics.values())
-            score = metrics.get("score") if finite else None
+            score = metrics.get("run_score") if finite else None
             finished = {} if score is None or not result["done"] else {result["epoch"]: score}
             self._store.put(
                 SeedResult(
@@ -340,7 +340,7 @@ class ResultCallback(tune.Callback):
                     trial=record["name"],
                     seed=seed,
                     epochs=result["epoch"],
-                    score=score,
+                    run_score=score,
                     finished_scores=finished,
                     behaviour_score=result["behaviour_score"],
                     minutes=result["minutes"],
@@ -390,7 +390,7 @@ class ProgressCallback(tune.Callback):
     ) -> None:
         if self._progress is None:
             return
-        score = result["mean"].get("score")
+        score = result["mean"].get("run_score")
         note = "" if score is None else f"score {score:.1f}"
         show = self._progress.finish if result["done"] else self._progress.update
         show(self._bars[trial.trial_id], result["epoch"], note)
@@ -403,4 +403,4 @@ def _record_table(tracker: Tracker, sweep: Sweep, trials: Sequence[Trial], stora
     tracker.log_table(text.getvalue(), "table.txt")
     for trial, row in zip(trials, frame.to_dict("records"), strict=True):
         if row["scores"]:
-            tracker.log_score(trial.name, row["score"], row["epochs_done"])
+            tracker.log_score(trial.name, row["run_score"], row["epochs_done"])

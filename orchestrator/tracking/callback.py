@@ -62,7 +62,7 @@ class MLflowCallback(Callback):
     ) -> None:
         if job := job_of(trial):
             last = trial.last_result or {}
-            score = last.get("mean", {}).get("score")
+            score = last.get("mean", {}).get("run_score")
             if score is not None and trains_whole_cell(job):
                 self._tracker.log_score(job["name"], score, int(last["training_iteration"]))
             self._end(trial, job)

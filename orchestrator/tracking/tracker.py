@@ -9,7 +9,8 @@ an extension of a sweep continues the runs it began:
     ensemble   `ensembles`, for all        orchestrator.ensemble = EnsembleSpec.key
 
 Metrics of a trial: `normalized_score` is the mean over its seeds, `seed_0/normalized_score` one
-seed's; the step is the epoch. Metrics of a sweep: `score/<name of the trial>`.
+seed's, `run_score` the mean of the last ten evaluations; the step is the epoch. Metrics of a sweep:
+`run_score/<name of the trial>`.
 
 All methods only enqueue; `writer.py` writes.
 """
@@ -150,7 +151,7 @@ class Tracker:
 
     def log_score(self, trial: str, score: float, epochs: int) -> None:
         """A trial's score on the run of the sweep, so that one page compares all trials."""
-        self._put(self._sweep, *_metrics({f"score/{trial}": score}, epochs))
+        self._put(self._sweep, *_metrics({f"run_score/{trial}": score}, epochs))
 
     def log_table(self, text: str, file: str = "table.md") -> None:
         """Keep the sweep's table as a file of its run."""

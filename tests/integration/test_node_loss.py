@@ -16,7 +16,7 @@ from orchestrator.sweep import load_sweep, trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-EPOCHS = 150
+EPOCHS = 80
 
 
 @pytest.fixture

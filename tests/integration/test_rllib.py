@@ -84,7 +84,7 @@ def test_a_result_has_the_metrics_of_every_seed_and_their_mean(trained):
     for name, mean in result["mean"].items():
         values = [result["seed"][seed][name] for seed in ("0", "1")]
         assert mean == pytest.approx(sum(values) / 2, rel=1e-5), name
-    assert {"critic_loss", "penalty", "normalized_score", "score"} <= set(result["mean"])
+    assert {"critic_loss", "penalty", "normalized_score", "run_score"} <= set(result["mean"])
     assert not result["done"]
 
 

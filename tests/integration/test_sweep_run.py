@@ -66,7 +66,7 @@ def test_a_first_run_trains_every_seed_and_prints_the_table(first):
     assert set(found) == {(p, s) for p in ("none", "max_std") for s in (0, 1)}
     for result in found.values():
         assert (result.epochs, result.status) == (2, "finished")
-        assert result.score is not None
+        assert result.run_score is not None
         assert Path(result.checkpoint).is_dir()
 
 
@@ -83,7 +83,7 @@ def test_mlflow_holds_the_sweep_its_trials_and_their_ensemble(first):
     for child in children:
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.tags["orchestrator.ensemble_runs"] == ensemble.info.run_id
-        for metric in ("normalized_score", "seed_0/critic_loss", "seed_1/score"):
+        for metric in ("normalized_score", "seed_0/critic_loss", "seed_1/run_score"):
             history = client.get_metric_history(child.info.run_id, metric)
             assert [point.step for point in history] == [1, 2], metric
     # A training of a moment may be over before MLflow has told the run's id.

@@ -61,7 +61,7 @@ def finish(storage):
             "trial": trial.name,
             "seed": seed,
             "epochs": epochs,
-            "score": 10.0,
+            "run_score": 10.0,
             "behaviour_score": 7.5,
             "minutes": 3.0,
             "checkpoint": str(folder),

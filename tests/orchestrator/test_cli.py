@@ -164,7 +164,7 @@ def test_export_says_what_it_wrote_and_how_to_use_it(
     in_process, quickstart, expand, finish, storage, monkeypatch, tmp_path, capsys
 ):
     asked = []
-    result = finish(expand(quickstart)[0], 1, score=12.34)
+    result = finish(expand(quickstart)[0], 1, run_score=12.34)
 
     def export_policy(*arguments):
         asked.append(arguments)

@@ -30,7 +30,7 @@ def score(expand, finish):
     def score(content, *scores_per_trial):
         for trial, scores in zip(expand(content), scores_per_trial, strict=True):
             for seed, value in zip(trial.seeds, scores, strict=False):
-                finish(trial, seed, score=value, index=seed)
+                finish(trial, seed, run_score=value, index=seed)
 
     return score
 
@@ -39,7 +39,7 @@ def test_mean_and_sample_std_over_seeds(quickstart, table, score):
     quickstart["seeds"] = 3
     score(quickstart, [10.0, 12.0, 14.0], [40.0, 40.0, 43.0])
     frame, _, text = table(quickstart)
-    assert frame["score"].tolist() == [12.0, 41.0]
+    assert frame["run_score"].tolist() == [12.0, 41.0]
     assert frame["score_std"].tolist() == pytest.approx([2.0, math.sqrt(3)])
     assert frame["behaviour_score"].tolist() == [7.5, 7.5]
     assert "12.0 +- 2.0" in text
@@ -66,20 +66,20 @@ def test_partial_results_say_so_and_unfinished_seeds_do_not_count(
     quickstart, expand, table, finish
 ):
     first, _ = expand(quickstart)
-    finish(first, 0, score=10.0)
-    finish(first, 1, score=99.0, epochs=2)
+    finish(first, 0, run_score=10.0)
+    finish(first, 1, run_score=99.0, epochs=2)
     frame, notes, text = table(quickstart)
-    assert frame["score"][0] == 10.0
+    assert frame["run_score"][0] == 10.0
     assert "1 of 2 seeds" in text
     assert any(note.startswith("partial") for note in notes)
 
 
 def test_diverged_seeds_are_named_and_left_out(quickstart, expand, table, finish):
     first, _ = expand(quickstart)
-    finish(first, 0, score=10.0)
-    finish(first, 1, score=-500.0, status="diverged", epochs=1)
+    finish(first, 0, run_score=10.0)
+    finish(first, 1, run_score=-500.0, status="diverged", epochs=1)
     frame, notes, text = table(quickstart)
-    assert frame["score"][0] == 10.0
+    assert frame["run_score"][0] == 10.0
     assert "1 diverged" in text
     assert any(note.startswith("diverged") for note in notes)
 
@@ -166,11 +166,11 @@ def test_the_table_fits_a_narrow_terminal_without_losing_text(quickstart, table,
 def test_a_sweep_keeps_its_number_when_another_one_trains_on(quickstart, expand, table, finish):
     for trial in expand(quickstart):
         for seed in trial.seeds:
-            finish(trial, seed, score=10.0, finished_scores={5: 10.0})
-            finish(trial, seed, score=50.0, epochs=9, finished_scores={9: 50.0})
-    assert table(quickstart)[0]["score"].tolist() == [10.0, 10.0]
+            finish(trial, seed, run_score=10.0, finished_scores={5: 10.0})
+            finish(trial, seed, run_score=50.0, epochs=9, finished_scores={9: 50.0})
+    assert table(quickstart)[0]["run_score"].tolist() == [10.0, 10.0]
     quickstart["fixed"]["epochs"] = 9
-    assert table(quickstart)[0]["score"].tolist() == [50.0, 50.0]
+    assert table(quickstart)[0]["run_score"].tolist() == [50.0, 50.0]
 
 
 def test_seeds_of_different_code_are_pointed_out(quickstart, expand, table, finish):

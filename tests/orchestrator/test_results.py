@@ -26,7 +26,7 @@ def test_an_unknown_key_is_none_and_reading_creates_nothing(storage):
 
 def test_a_later_result_replaces_an_earlier(result, storage):
     store = ResultStore(storage)
-    later = result.model_copy(update={"epochs": 9, "score": None})
+    later = result.model_copy(update={"epochs": 9, "run_score": None})
     store.put(later)
     assert store.all() == [later]
 
@@ -63,7 +63,7 @@ def test_an_unreadable_result_is_named(result, storage, text):
 
 def test_a_training_that_lags_behind_does_not_undo_what_is_there(result, storage):
     store = ResultStore(storage)
-    store.put(result.model_copy(update={"epochs": 1, "score": 0.0, "status": "running"}))
+    store.put(result.model_copy(update={"epochs": 1, "run_score": 0.0, "status": "running"}))
     assert store.get(result.key) == result
 
 

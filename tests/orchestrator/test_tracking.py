@@ -132,8 +132,8 @@ def an_epoch(epoch, *seeds, **metrics):
     return {
         "training_iteration": epoch,
         "minutes": 0.5 * epoch,
-        "mean": {"score": sum(scores.values()) / len(scores), **metrics},
-        "seed": {str(seed): {"score": score} for seed, score in scores.items()},
+        "mean": {"run_score": sum(scores.values()) / len(scores), **metrics},
+        "seed": {str(seed): {"run_score": score} for seed, score in scores.items()},
     }
 
 
@@ -194,7 +194,7 @@ def test_a_sweep_is_a_parent_whose_children_are_its_trials(mlflow_server, client
     assert parent.data.params == {"algorithm": "mopo"}
     assert parent.data.tags["mlflow.note.content"] == "Does it help?"
     assert parent.data.tags["orchestrator.sweep"] == sweep
-    assert parent.data.metrics == {"score/penalty-max_std__hopper-medium": 42.0}
+    assert parent.data.metrics == {"run_score/penalty-max_std__hopper-medium": 42.0}
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["table.md"]
 
     child = the_run(client, sweep, CELL)
@@ -217,9 +217,9 @@ def test_metrics_are_means_under_plain_names_and_seeds_under_theirs(mlflow_serve
         for epoch in (1, 2, 3):
             tracker.log_result("c0ffee", an_epoch(epoch))
     run = the_run(client, sweep, CELL)
-    assert curve(client, run, "score") == [(1, 10.5), (2, 20.5), (3, 30.5)]
-    assert curve(client, run, "seed_0/score") == [(1, 10.0), (2, 20.0), (3, 30.0)]
-    assert curve(client, run, "seed_1/score") == [(1, 11.0), (2, 21.0), (3, 31.0)]
+    assert curve(client, run, "run_score") == [(1, 10.5), (2, 20.5), (3, 30.5)]
+    assert curve(client, run, "seed_0/run_score") == [(1, 10.0), (2, 20.0), (3, 30.0)]
+    assert curve(client, run, "seed_1/run_score") == [(1, 11.0), (2, 21.0), (3, 31.0)]
     assert curve(client, run, "minutes") == [(1, 0.5), (2, 1.0), (3, 1.5)]
 
 
@@ -314,7 +314,7 @@ def test_a_rerun_continues_the_same_runs(mlflow_server, client, sweep, caplog):
     assert second.keys() == first.keys()
     child = the_run(client, sweep, CELL)
     assert child.info.status == "FINISHED"
-    assert curve(client, child, "score") == [(1, 10.5), (2, 20.5)]
+    assert curve(client, child, "run_score") == [(1, 10.5), (2, 20.5)]
     # MLflow keeps a parameter's first value for ever: the newest is a tag.
     assert child.data.params["epochs"] == "5"
     assert child.data.tags["orchestrator.changed.epochs"] == "10"
@@ -367,7 +367,7 @@ def test_numbers_that_are_not_finite_are_recorded(mlflow_server, client, sweep, 
     metrics = the_run(client, sweep, CELL).data.metrics
     assert math.isnan(metrics["critic_loss"])
     assert metrics["q_data"] > 1e300  # MLflow stores the largest double for an infinity
-    assert metrics["seed_1/score"] == 11.0
+    assert metrics["seed_1/run_score"] == 11.0
     assert "note" not in metrics
     assert "nothing" not in metrics
     assert warnings_of(caplog) == []
@@ -382,8 +382,8 @@ def test_what_mlflow_refuses_costs_nothing_else(mlflow_server, client, sweep, ca
     run = the_run(client, sweep, CELL)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"good": "1"}
-    assert curve(client, run, "score") == [(1, 10.5), (2, 20.5)]
-    assert curve(client, run, "seed_1/score") == [(1, 11.0), (2, 21.0)]
+    assert curve(client, run, "run_score") == [(1, 10.5), (2, 20.5)]
+    assert curve(client, run, "seed_1/run_score") == [(1, 11.0), (2, 21.0)]
     (warning,) = warnings_of(caplog)
     assert warning.startswith("MLflow refused 2 entries (last error: ")
 
@@ -400,7 +400,7 @@ def test_an_entry_that_only_this_side_chokes_on_is_given_up(
     tracker = Tracker(mlflow_server.uri, sweep)
     tracker.log_table("text")
     tracker.log_score("a", 1.0, epochs=1)
-    wait_for(lambda: the_scores(client, sweep) == {"score/a": 1.0})
+    wait_for(lambda: the_scores(client, sweep) == {"run_score/a": 1.0})
     tracker.close()
     (warning,) = warnings_of(caplog)
     assert "No space left on device" in warning
@@ -490,7 +490,7 @@ def test_what_waited_for_the_server_arrives_in_order(own_mlflow_server, sweep, m
     tracker.close()
     run = client.get_run(the_cells(client, sweep)["c0ffee"])
     assert run.info.status == "FINISHED"
-    points = client.get_metric_history(run.info.run_id, "score")
+    points = client.get_metric_history(run.info.run_id, "run_score")
     assert [point.step for point in points] == list(range(1, 21))
     assert [point.timestamp for point in points] == sorted(point.timestamp for point in points)
     assert warnings_of(caplog) == []
@@ -514,9 +514,9 @@ def test_a_long_outage_gives_up_the_oldest_metrics_only(own_mlflow_server, sweep
     writer = tracking.writer.Writer(own_mlflow_server.uri, None)
     writer.close(timeout=5)
     ref = Ref(CELL, "c0ffee")
-    writer._receive(ref, [Param("a", "1"), *tracking.tracker._metrics({"score": 1.0}, 1)])
+    writer._receive(ref, [Param("a", "1"), *tracking.tracker._metrics({"run_score": 1.0}, 1)])
     for epoch in range(2, 30):
-        writer._receive(ref, tracking.tracker._metrics({"score": 1.0}, epoch))
+        writer._receive(ref, tracking.tracker._metrics({"run_score": 1.0}, epoch))
     writer._receive(ref, [RunTag("b", "2")])
     writer._drop_oldest()
     first, *kept, last = writer._waiting[ref]
@@ -560,10 +560,10 @@ def test_the_callback_maps_a_tune_trial_to_its_run(mlflow_server, client, sweep)
     tracker.close()
     child = the_run(client, sweep, CELL)
     assert child.info.status == "FINISHED"
-    assert curve(client, child, "score") == [(1, 10.5), (2, 20.5)]
+    assert curve(client, child, "run_score") == [(1, 10.5), (2, 20.5)]
     assert child.data.tags["orchestrator.mean_over_seeds"] == "0,1"
     parent = the_run(client, sweep, tracking.SWEEP)
-    assert parent.data.metrics == {"score/penalty-max_std__hopper-medium": 20.5}
+    assert parent.data.metrics == {"run_score/penalty-max_std__hopper-medium": 20.5}
 
 
 def test_a_failed_trial_and_an_interrupted_one(mlflow_server, client, sweep):
@@ -592,13 +592,13 @@ def test_trials_of_one_cell_share_its_run_until_the_last_ends(mlflow_server, cli
     pair.last_result = an_epoch(6, 0, 1)
     callback.on_trial_complete(0, [], pair)
     callback.on_trial_result(0, [], third, an_epoch(1, 2))
-    wait_for(lambda: "seed_2/score" in cell_metrics(client, sweep))
+    wait_for(lambda: "seed_2/run_score" in cell_metrics(client, sweep))
     assert the_run(client, sweep, CELL).info.status == "RUNNING"
     callback.on_trial_complete(0, [], third)
     tracker.close()
     run = the_run(client, sweep, CELL)
     assert run.info.status == "FINISHED"
-    assert set(run.data.metrics) == {"seed_0/score", "seed_1/score", "seed_2/score"}
+    assert set(run.data.metrics) == {"seed_0/run_score", "seed_1/run_score", "seed_2/run_score"}
     assert the_run(client, sweep, tracking.SWEEP).data.metrics == {}
 
 
@@ -617,7 +617,7 @@ def test_the_callback_survives_pickling_while_it_works(mlflow_server, client, sw
     copy._tracker.log_result("c0ffee", an_epoch(2))
     copy._tracker.close()
     tracker.close()
-    assert [step for step, _ in curve(client, the_run(client, sweep, CELL), "score")] == [2]
+    assert [step for step, _ in curve(client, the_run(client, sweep, CELL), "run_score")] == [2]
 
 
 def test_a_job_is_found_in_a_dict_and_in_a_config_object():
@@ -653,8 +653,8 @@ def test_in_a_real_tuner(mlflow_server, client, sweep, tmp_path, monkeypatch):
         for epoch in (1, 2):
             tune.report(
                 {
-                    "mean": {"score": 10.0 * epoch},
-                    "seed": {"0": {"score": 10.0 * epoch}},
+                    "mean": {"run_score": 10.0 * epoch},
+                    "seed": {"0": {"run_score": 10.0 * epoch}},
                     "minutes": 0.1,
                 }
             )
@@ -682,5 +682,5 @@ def test_in_a_real_tuner(mlflow_server, client, sweep, tmp_path, monkeypatch):
         "good": "FINISHED",
         "bad": "FAILED",
     }
-    assert curve(client, runs["good"], "seed_0/score") == [(1, 10.0), (2, 20.0)]
-    assert runs[None].data.metrics == {"score/good": 20.0}
+    assert curve(client, runs["good"], "seed_0/run_score") == [(1, 10.0), (2, 20.0)]
+    assert runs[None].data.metrics == {"run_score/good": 20.0}
