@@ -80,7 +80,14 @@ def pack_levels(folder: Path, out: Path, episodes: int = 100) -> PolicySet:
         folder: of `algorithms.online.train_online`.
         out: is replaced.
         episodes: of the measurement.
+
+    Raises:
+        UserError: no training there, or too short a one.
     """
+    if not (folder / "levels.jsonl").exists() or not (folder / "checkpoint.pt").exists():
+        raise UserError(
+            f"{folder} holds no training with a checkpoint and a level: let one run first"
+        )
     lines = (folder / "levels.jsonl").read_text().splitlines()
     # Only tensors and plain values: nothing in the file can run code.
     training = torch.load(folder / "checkpoint.pt", weights_only=True)["settings"]
@@ -140,11 +147,14 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)  # batches this small only lose by more
-    if arguments.command == "train":
-        settings = OnlineSettings(seed=arguments.seed, total_steps=arguments.steps)
-        train_online(settings, arguments.folder)
-    else:
-        pack_levels(arguments.folder, arguments.out)
+    try:
+        if arguments.command == "train":
+            settings = OnlineSettings(seed=arguments.seed, total_steps=arguments.steps)
+            train_online(settings, arguments.folder)
+        else:
+            pack_levels(arguments.folder, arguments.out)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":
