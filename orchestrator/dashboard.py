@@ -13,6 +13,9 @@ from rich.console import Console
 from algorithms.errors import UserError
 from orchestrator.settings import Settings
 
+# MLflow opens on its side for language models unless told otherwise.
+PAGE = "#/experiments?workflowType=machine_learning"
+
 
 def serve(settings: Settings, host: str, port: int, console: Console) -> int:
     """Serve the embedded store until interrupted; of a remote server, print the address.
@@ -37,7 +40,7 @@ def serve(settings: Settings, host: str, port: int, console: Console) -> int:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PYTHONWARNINGS": "ignore",
     }
-    console.print(f"dashboard: http://{host}:{port} (Ctrl-C stops it)", soft_wrap=True)
+    console.print(f"dashboard: http://{host}:{port}/{PAGE} (Ctrl-C stops it)", soft_wrap=True)
     # A session of its own: MLflow's workers do not follow it when it ends, their group does.
     server = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - ours
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -26,8 +26,6 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 ENSEMBLE = "orchestrator.ensemble"  # the tag by which an ensemble's run is found
 ENSEMBLES = "ensembles"
-# Without it MLflow's page opens on traces of language models, not on runs.
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 # MLflow never changes a parameter. One that an extension changed (`epochs`) keeps its first value
 # there, and its newest in the tag `orchestrator.changed.epochs`.
 CHANGED = "orchestrator.changed."
@@ -284,9 +282,7 @@ class Writer:
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 location = f"{self._artifact_root}/{name}" if self._artifact_root else None
-                self._experiments[name] = self._client.create_experiment(
-                    name, location, tags=EXPERIMENT_TAGS
-                )
+                self._experiments[name] = self._client.create_experiment(name, location)
             else:
                 if found.lifecycle_stage == "deleted":  # its name stays taken: bring it back
                     self._client.restore_experiment(found.experiment_id)
