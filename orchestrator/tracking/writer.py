@@ -103,6 +103,7 @@ class Writer:
         self._waiting: dict[Ref, deque[Entry]] = {}
         self._failures = 0  # attempts in a row that found no server
         self._strikes = 0  # attempts in a row that failed although it answers
+        self._struck_out = 0  # entries in a row given up after strikes: is it they, or a full disk?
         self._error: Exception | None = None
         self._put: Counter[type[Entry]] = Counter()  # only callers write this
         self._done: Counter[type[Entry]] = Counter()  # only the thread writes this
@@ -143,7 +144,8 @@ class Writer:
 
     @cached_property
     def _client(self) -> MlflowClient:
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        # It tells of each failed statement in a page of its own; here the last one is told once.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         return MlflowClient(self._uri)  # creates the tables of a new sqlite store: takes seconds
 
     def _work(self) -> None:
@@ -158,7 +160,7 @@ class Writer:
                 if self._closing.is_set() and self._inbox.empty():
                     return
             elif self._closing.is_set():
-                if self._failures >= BREAKER:
+                if max(self._failures, self._struck_out) >= BREAKER:
                     return
                 time.sleep(GATHER_SECONDS)
             else:
@@ -195,7 +197,10 @@ class Writer:
                         size = len(batch) // 2
                         continue
                     self._refused += 1
+                    self._struck_out += self._strikes >= STRIKES
                     follow_up = []
+                else:
+                    self._struck_out = 0
                 size = min(2 * size, BATCH)
                 self._failures = self._strikes = 0
                 self._done.update(map(type, batch))

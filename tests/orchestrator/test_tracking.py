@@ -20,6 +20,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from orchestrator import tracking
 from orchestrator.tracking import CELL, ENSEMBLE, MLflowCallback, Ref, Tracker, job_of
@@ -684,3 +685,25 @@ def test_in_a_real_tuner(mlflow_server, client, sweep, tmp_path, monkeypatch):
     }
     assert curve(client, runs["good"], "seed_0/run_score") == [(1, 10.0), (2, 20.0)]
     assert runs[None].data.metrics == {"run_score/good": 20.0}
+
+
+def test_a_store_that_answers_but_keeps_nothing_does_not_hold_up_the_end(
+    mlflow_server, sweep, monkeypatch, caplog
+):
+    def full(*_args, **_changes):
+        raise MlflowException("database or disk is full")  # as SQLite says it: an internal error
+
+    monkeypatch.setattr(tracking.writer, "GATHER_SECONDS", 0.01)
+    tracker = Tracker(mlflow_server.uri, sweep)
+    tracker.start_trial(a_job())
+    wait_for(lambda: tracker.run_id(a_job()["cell_key"]))
+    monkeypatch.setattr(MlflowClient, "log_batch", full)
+    monkeypatch.setattr(MlflowClient, "set_terminated", full)
+    for epoch in range(1, 200):
+        tracker.log_result(a_job()["cell_key"], an_epoch(epoch))
+    began = time.monotonic()
+    tracker.close()
+    assert time.monotonic() - began < 30
+    (warning,) = warnings_of(caplog)
+    assert "not written" in warning
+    assert "disk is full" in warning
