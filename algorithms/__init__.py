@@ -1,11 +1,12 @@
-"""MOPO, and everything it is made of. `ALGORITHMS` is the only registry of algorithms."""
+"""MOPO, COMBO, and what they are made of. `ALGORITHMS` is the only registry of algorithms."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from algorithms.settings import MOPOSettings
+from algorithms.settings import COMBOSettings, MOPOSettings, OfflineSettings
 
 if TYPE_CHECKING:
     from algorithms.rllib import OfflineConfig
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
 class AlgorithmEntry(NamedTuple):
     """An algorithm by name, importable without importing Ray or torch."""
 
-    settings: type[MOPOSettings]
+    settings: type[OfflineSettings]
     config: str  # 'module:class'
+    # Settings that make the algorithm what it is; a sweep may not change them.
+    fixed: Mapping[str, Any] = {}
 
     def config_class(self) -> type[OfflineConfig]:
         """The RLlib config class; importing it imports Ray and torch."""
@@ -23,6 +26,13 @@ class AlgorithmEntry(NamedTuple):
         return getattr(import_module(module), name)
 
 
+MOPO, COMBO = "algorithms.mopo:MOPOConfig", "algorithms.combo:COMBOConfig"
+
 ALGORITHMS: dict[str, AlgorithmEntry] = {
-    "mopo": AlgorithmEntry(MOPOSettings, "algorithms.mopo:MOPOConfig"),
+    "mopo": AlgorithmEntry(MOPOSettings, MOPO),
+    "combo": AlgorithmEntry(COMBOSettings, COMBO),
+    # What is left of them without a penalty, or without a model.
+    "mbpo": AlgorithmEntry(MOPOSettings, MOPO, {"penalty": "none"}),
+    "sac": AlgorithmEntry(MOPOSettings, MOPO, {"penalty": "none", "real_ratio": 1.0}),
+    "cql": AlgorithmEntry(COMBOSettings, COMBO, {"real_ratio": 1.0}),
 }

@@ -14,9 +14,9 @@ from safetensors.torch import load, save
 
 from algorithms.errors import UserError
 from algorithms.identity import code_version
-from algorithms.offline import State
+from algorithms.sac import State
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 TRAINING_COMPONENT = "training"
 TRAINING_FILE = "training.safetensors"
 

@@ -34,6 +34,8 @@ ENVIRONMENTS: dict[str, Environment] = {
     "HalfCheetah-v4": Environment(17, 6, -280.178953, 12135.0),
 }
 
+MAX_EPISODE_STEPS = 1000  # Gymnasium's time limit for each of them
+
 REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
     env_id: (env.random_return, env.expert_return) for env_id, env in ENVIRONMENTS.items()
 }

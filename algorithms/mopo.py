@@ -8,7 +8,7 @@ Algorithm 2 of the paper, and where each line of it lives:
         for h steps: a ~ pi, model ~ elites           dynamics/rollout.py
             r~ = r - lambda u(s, a)                   penalties.PENALTIES[penalty]
             add (s, a, r~, s') to the model buffer    transitions.RingBuffer
-        update pi with SAC on 5 % real, 95 % model    sac.gradient_step
+        update pi with SAC on 5 % real, 95 % model    sac.SAC
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from ray.rllib.algorithms.algorithm import Algorithm
 
 from algorithms.rllib import OfflineAlgorithm, OfflineConfig
+from algorithms.sac import SAC
 from algorithms.settings import MOPOSettings
 
 
@@ -23,6 +24,7 @@ class MOPOConfig(OfflineConfig):
     """`MOPOConfig().environment("Hopper-v4").offline(dataset=...).training(penalty=...)`."""
 
     settings_class = MOPOSettings
+    agent_class = SAC
 
     def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
         super().__init__(algo_class=algo_class or MOPO)

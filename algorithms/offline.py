@@ -7,106 +7,179 @@ once, at its end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from algorithms.dynamics.ensemble import DynamicsEnsemble
-from algorithms.dynamics.rollout import Rollout, rollout
+from algorithms.dynamics.rollout import Rollout, model_return, rollout
+from algorithms.environments import stream_seed
+from algorithms.errors import UserError
 from algorithms.penalties import PENALTIES
 from algorithms.randomness import (
     generator_states,
     randint,
     randint_below,
-    randn,
     seed_generators,
     set_generator_states,
 )
-from algorithms.sac import (
-    SACNetworks,
-    SACOptimizers,
-    StepNoise,
-    StepStatistics,
-    gradient_step,
-)
-from algorithms.settings import MOPOSettings
+from algorithms.sac import SAC, SACNetworks, State
+from algorithms.settings import MOPOSettings, OfflineSettings
 from algorithms.transitions import RingBuffer, Transition, unpack
 
-TRAINING_STREAM, NETWORK_STREAM = 0x0FF1, 0x0FF2
+TRAINING_STREAM, NETWORK_STREAM, MODEL_RETURN_STREAM = 0x0FF1, 0x0FF2, 0x0FF3
 SCORE_WINDOW = 10
-
-State = dict[str, Tensor]
+STEPS_PER_DRAW = 100  # random numbers of COMBO's 1000 steps at once would take 90 MB per seed
+DIVERGED_Q = 10.0  # times the largest |Q| that the data's rewards allow
+PENALTY_QUANTILES = (0.5, 0.9, 0.99)
 
 
 class OfflineTraining:
-    """MOPO's inner loop (algorithm 2) on one data set, one ensemble per seed.
+    """The inner loop of MOPO (algorithm 2) and COMBO (algorithm 1), one ensemble per seed.
 
     Args:
-        networks: actor and critics of S seeds, on `device`.
+        agent: actor and critics of S seeds, and how they learn from a batch.
         data: the real transitions `[n]`.
-        ensemble: trained dynamics of the same S seeds.
+        ensemble: trained dynamics of the same S seeds; None where no row is the model's.
         settings: hyperparameters.
         seeds: one number per seed; each decides its own random numbers and nothing else.
         termination_fn: next_obs `[..., O]` -> done `[...]`.
-        device: where everything lives.
+        penalty_mean: of every seed's ensemble, each penalty's mean over the holdout;
+            `penalty_coef_mode: matched` needs it.
     """
 
     def __init__(
         self,
-        networks: SACNetworks,
+        agent: SAC,
         data: Transition,
-        ensemble: DynamicsEnsemble,
-        settings: MOPOSettings,
+        ensemble: DynamicsEnsemble | None,
+        settings: OfflineSettings,
         seeds: Sequence[int],
         termination_fn: Callable[[Tensor], Tensor],
-        device: torch.device | str = "cpu",
+        penalty_mean: Sequence[Mapping[str, float]] = (),
     ) -> None:
-        assert ensemble.num_seeds == len(seeds)
-        self.settings, self.seeds = settings, tuple(seeds)
-        self.networks = networks.to(device)
-        self.optimizers = SACOptimizers.create(networks, settings)
+        device = agent.networks.log_alpha_S.device
+        self.agent, self.settings, self.seeds = agent, settings, tuple(seeds)
         self.data_NW = data.to(device).pack()
-        self.ensemble = ensemble.to(device).requires_grad_(False)
         self.termination_fn = termination_fn
+        self.max_q = largest_q(data, settings.gamma)
+        self.ensemble = None
+        if settings.uses_model:
+            assert ensemble is not None
+            assert ensemble.num_seeds == len(seeds)
+            self.ensemble = ensemble.to(device).requires_grad_(requires_grad=False)
+        self.penalty, penalty_coefs = "none", [0.0] * len(seeds)
+        if settings.uses_model and isinstance(settings, MOPOSettings):
+            self.penalty = settings.penalty
+            penalty_coefs = penalty_coefficients(settings, penalty_mean, len(seeds))
+        self.penalty_coef_S = torch.tensor(penalty_coefs, device=device)
         rows_per_epoch = settings.rollout_batch_size * settings.rollout_length
-        self.buffer = RingBuffer(
-            len(seeds),
-            settings.rollout_retain_epochs * rows_per_epoch,
-            self.data_NW.shape[1],
-            device,
-        )
+        capacity = settings.rollout_retain_epochs * rows_per_epoch if settings.uses_model else 0
+        self.buffer = RingBuffer(len(seeds), capacity, self.data_NW.shape[1], device)
         self.generators = seed_generators(TRAINING_STREAM, seeds, device)
         self.epoch = 0
         self.seconds = 0.0  # wall time of training and evaluation, over all runs
         self.scores_SK = torch.full((len(seeds), SCORE_WINDOW), torch.nan)
+        self.diverged_S = torch.zeros(len(seeds), dtype=torch.bool)
+
+    @property
+    def networks(self) -> SACNetworks:
+        return self.agent.networks
 
     def train_epoch(self) -> dict[str, Tensor]:
         """Extend the model buffer, then take `gradient_steps_per_epoch` steps.
 
-        Returns means over the epoch, one value per seed, `[S]`, on the host.
+        A seed whose Q turns non-finite or exceeds `DIVERGED_Q` times what the rewards allow
+        has diverged: it keeps the networks it had before that epoch, for good. Seeds share
+        nothing, so the others do not notice.
+
+        Returns means over the epoch, one value per seed, `[S]`, on the host; NaN for a
+        seed that has diverged.
         """
-        model = self._extend_buffer()
-        num_real = self.settings.real_rows
-        names = ("critic_loss", "actor_loss", "alpha", "entropy", "q_data", "q_model")
-        sums = torch.zeros(len(names), len(self.seeds), device=self.data_NW.device)
-        for batch, noise in self._batches(num_real):
-            step = self._gradient_step(batch, noise)
-            q_data_S = step.q_SB[:, :num_real].mean(dim=1)
-            q_model_S = step.q_SB[:, num_real:].mean(dim=1)
-            sums += torch.stack([*step[:4], q_data_S, q_model_S])
+        before = {k: v.clone() for k, v in self.agent.state_dict().items()}
+        self.agent.begin_epoch(self._actor_lr())
+        model = self._extend_buffer() if self.settings.uses_model else None
+        statistics, largest_q_S = self._gradient_steps()
+        if model is not None:
+            statistics |= self._describe(model)
         self.epoch += 1
-        means = sums / self.settings.gradient_steps_per_epoch
-        statistics = dict(zip(names, means, strict=True))
-        if num_real == 0:
-            del statistics["q_data"]
-        statistics |= {
-            "penalty": model.penalty_S,
+        statistics = {name: value.cpu() for name, value in statistics.items()}
+        usable_S = torch.stack(list(statistics.values())).isfinite().all(dim=0)
+        usable_S &= (largest_q_S <= DIVERGED_Q * self.max_q).cpu()  # false for NaN
+        if self.settings.uses_model:
+            usable_S &= (self.buffer.size_S > 0).cpu()
+        self.diverged_S |= ~usable_S
+        if self.diverged_S.any():
+            self.agent.load_state_dict(
+                replace_seeds(self.agent.state_dict(), before, self.diverged_S)
+            )
+        for value in statistics.values():
+            value[self.diverged_S] = torch.nan
+        return {**statistics, "diverged": self.diverged_S.float()}
+
+    def _actor_lr(self) -> float:
+        settings = self.settings
+        if settings.actor_lr_schedule == "constant":
+            return settings.actor_lr
+        return settings.actor_lr * 0.5 * (1.0 + math.cos(math.pi * self.epoch / settings.epochs))
+
+    def _gradient_steps(self) -> tuple[dict[str, Tensor], Tensor]:
+        """The epoch's steps; means over them, and the largest mean |Q| of a batch, `[S]` each."""
+        num_real, batch_size = self.settings.real_rows, self.settings.batch_size
+        parts = {"q_data": slice(0, num_real), "q_model": slice(num_real, batch_size)}
+        parts = {name: part for name, part in parts.items() if part.start < part.stop}
+        sums: dict[str, Tensor] = {}
+        largest_q_S = torch.zeros(len(self.seeds), device=self.data_NW.device)
+        for batch, noise in self._batches(num_real):
+            step = self.agent.gradient_step(batch, noise)
+            q = {name: step.q_SB[:, part].mean(dim=1) for name, part in parts.items()}
+            for name, value in (step.means | q).items():
+                sums[name] = sums[name] + value if name in sums else value
+            largest_q_S = torch.maximum(largest_q_S, step.q_SB.abs().mean(dim=1))
+        steps = self.settings.gradient_steps_per_epoch
+        return {name: value / steps for name, value in sums.items()}, largest_q_S
+
+    @torch.no_grad()
+    def _describe(self, model: Rollout) -> dict[str, Tensor]:
+        """What the epoch's rollouts were like, and what the critics now think of their ends."""
+        obs_dim, action_dim = self.networks.obs_dim, self.networks.action_dim
+        last = unpack(model.last_rows_SNW, obs_dim, action_dim)
+        kept_SN = model.last_keep_SN
+        q_SN = self.networks.q(last.obs, last.action).mean(dim=1)
+        q_last_S = torch.where(kept_SN, q_SN, 0.0).sum(dim=1) / kept_SN.sum(dim=1).clamp(min=1)
+        described = {
+            "q_last_step": q_last_S,
             "model_reward": model.reward_S,
             "rollout_terminated": model.terminated_S,
         }
-        return {name: value.cpu() for name, value in statistics.items()}
+        if self.penalty != "none":
+            described["penalty"] = model.penalty_S
+            names = [f"penalty_q{100 * quantile:.0f}" for quantile in PENALTY_QUANTILES]
+            described |= zip(names, model.penalty_quantiles_QS, strict=True)
+        return described
+
+    def model_return(self, start_obs: Tensor, length: int) -> Tensor:
+        """Mean undiscounted return of the deterministic policy in the model, `[S]`, on the host.
+
+        Beside the return in the real environment it shows how far the model flatters the policy.
+
+        Args:
+            start_obs: initial states `[n, O]`, one episode each.
+            length: time limit of an episode, in steps.
+        """
+        assert self.ensemble is not None
+        seeds = [stream_seed(seed, self.epoch) for seed in self.seeds]
+        generators = seed_generators(MODEL_RETURN_STREAM, seeds, self.data_NW.device)
+        return model_return(
+            self.ensemble,
+            lambda obs: self.networks.policy(obs).mode(),
+            start_obs.to(self.data_NW.device),
+            generators,
+            length=length,
+            termination_fn=self.termination_fn,
+        ).cpu()
 
     def record_scores(self, score_S: Tensor) -> None:
         """Enter the normalised scores of an evaluation, the newest last."""
@@ -124,6 +197,7 @@ class OfflineTraining:
 
     def _extend_buffer(self) -> Rollout:
         """Rollouts with the current policy from random real states, into the ring buffer."""
+        assert self.ensemble is not None
         settings = self.settings
         start = randint(self.generators, self.data_NW.shape[0], settings.rollout_batch_size)
         model = rollout(
@@ -132,31 +206,31 @@ class OfflineTraining:
             self.data_NW[start, : self.networks.obs_dim],
             self.generators,
             length=settings.rollout_length,
-            penalty=PENALTIES[settings.penalty],
-            penalty_coef=settings.penalty_coef,
+            penalty=PENALTIES[self.penalty],
+            penalty_coef_S=self.penalty_coef_S,
             termination_fn=self.termination_fn,
+            quantiles=PENALTY_QUANTILES,
         )
         self.buffer.add(model.rows_SNW, model.keep_SN)
         return model
 
-    def _batches(self, num_real: int) -> Iterator[tuple[Transition, StepNoise]]:
-        """The epoch's batches `[S, B]`, real rows first, and their noise; drawn all at once."""
-        steps, batch_size = self.settings.gradient_steps_per_epoch, self.settings.batch_size
-        obs_dim, action_dim = self.networks.obs_dim, self.networks.action_dim
-        real_SNB = randint(self.generators, self.data_NW.shape[0], steps, num_real)
-        model_SNB = randint_below(self.generators, self.buffer.size_S, steps, batch_size - num_real)
-        noise_SN2BA = randn(self.generators, steps, 2, batch_size, action_dim)
+    def _batches(self, num_real: int) -> Iterator[tuple[Transition, tuple[Tensor, ...]]]:
+        """The epoch's batches `[S, B]`, real rows first, each with its noise."""
+        settings, networks = self.settings, self.networks
+        num_model = settings.batch_size - num_real
         seed_S1 = torch.arange(len(self.seeds), device=self.data_NW.device)[:, None]
-        for n in range(steps):
-            rows = torch.cat(
-                [self.data_NW[real_SNB[:, n]], self.buffer.rows_SNW[seed_S1, model_SNB[:, n]]],
-                dim=1,
-            )
-            noise = StepNoise(noise_SN2BA[:, n, 0], noise_SN2BA[:, n, 1])
-            yield unpack(rows, obs_dim, action_dim), noise
-
-    def _gradient_step(self, batch: Transition, noise: StepNoise) -> StepStatistics:
-        return gradient_step(self.networks, self.optimizers, self.settings, batch, noise)
+        for begin in range(0, settings.gradient_steps_per_epoch, STEPS_PER_DRAW):
+            steps = min(STEPS_PER_DRAW, settings.gradient_steps_per_epoch - begin)
+            real_SNB = randint(self.generators, self.data_NW.shape[0], steps, num_real)
+            model_SNB = randint_below(self.generators, self.buffer.size_S, steps, num_model)
+            noise = self.agent.draw_noise(self.generators, steps)
+            for n in range(steps):
+                rows = self.data_NW[real_SNB[:, n]]
+                if num_model:
+                    model_rows = self.buffer.rows_SNW[seed_S1, model_SNB[:, n]]
+                    rows = torch.cat([rows, model_rows], dim=1)
+                batch = unpack(rows, networks.obs_dim, networks.action_dim)
+                yield batch, tuple(x[:, n] for x in noise)
 
     def state_dict(self) -> State:
         """All that training changes, as flat tensors; the seed axis is first in all but 0-d ones.
@@ -164,40 +238,64 @@ class OfflineTraining:
         Rows of the buffer that were never written are left out.
         """
         filled = int(self.buffer.size_S.max())
-        state = {f"networks/{k}": v.detach() for k, v in self.networks.state_dict().items()}
-        for name, optimizer in self.optimizers._asdict().items():
-            for index, values in optimizer.state_dict()["state"].items():
-                state |= {f"optimizers/{name}/{index}/{k}": v for k, v in values.items()}
         return {
-            **state,
+            **self.agent.state_dict(),
             "buffer/rows": self.buffer.rows_SNW[:, :filled],
             "buffer/size": self.buffer.size_S,
             "buffer/position": self.buffer.position_S,
             "generators": generator_states(self.generators),
             "scores": self.scores_SK,
+            "diverged": self.diverged_S,
             "epoch": torch.tensor(self.epoch),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
         }
 
     def load_state_dict(self, state: State) -> None:
         """Continue exactly where `state_dict` was taken."""
-        self.networks.load_state_dict(_below(state, "networks/"))
-        for name, optimizer in self.optimizers._asdict().items():
-            values: dict[int, dict[str, Any]] = {}
-            for key, value in _below(state, f"optimizers/{name}/").items():
-                index, field = key.split("/")
-                values.setdefault(int(index), {})[field] = value.clone()
-            optimizer.load_state_dict(
-                {"state": values, "param_groups": optimizer.state_dict()["param_groups"]}
-            )
+        self.agent.load_state_dict(state)
         rows = state["buffer/rows"]
         self.buffer.rows_SNW[:, : rows.shape[1]] = rows.to(self.data_NW.device)
         self.buffer.size_S.copy_(state["buffer/size"])
         self.buffer.position_S.copy_(state["buffer/position"])
         set_generator_states(self.generators, state["generators"])
         self.scores_SK = state["scores"].cpu().clone()
+        self.diverged_S = state["diverged"].cpu().clone()
         self.epoch = int(state["epoch"])
         self.seconds = float(state["seconds"])
+
+
+def largest_q(data: Transition, gamma: float) -> float:
+    """Max |r| / (1 - gamma): no policy's Q on the data's rewards is larger."""
+    return float(data.reward.abs().max()) / (1.0 - gamma) if gamma < 1.0 else math.inf
+
+
+def penalty_coefficients(
+    settings: MOPOSettings, penalty_mean: Sequence[Mapping[str, float]], num_seeds: int
+) -> list[float]:
+    """Every seed's coefficient: as set, or `matched` to `max_std` on the seed's own ensemble.
+
+    Raises:
+        UserError: a penalty is 0 everywhere on the holdout, so nothing can match it.
+    """
+    coef, name = settings.penalty_coef, settings.penalty
+    if settings.penalty_coef_mode == "raw" or name == "none":
+        return [coef] * num_seeds
+    assert len(penalty_mean) == num_seeds
+    if any(mean[name] == 0.0 for mean in penalty_mean):
+        raise UserError(
+            f"penalty_coef_mode: matched cannot scale {name}, which is 0 on the holdout: use raw"
+        )
+    return [coef * mean["max_std"] / mean[name] for mean in penalty_mean]
+
+
+def replace_seeds(state: State, other: State, chosen_S: Tensor) -> State:
+    """`state` with the chosen seeds as they are in `other`, which has the same keys or fewer."""
+    replaced = dict(state)
+    for name, value in other.items():
+        if value.dim() > 0:
+            mask = chosen_S.to(value.device).view(-1, *(1,) * (value.dim() - 1))
+            replaced[name] = torch.where(mask, value, state[name])
+    return replaced
 
 
 def select_seeds(state: State, positions: Sequence[int]) -> State:
@@ -206,7 +304,3 @@ def select_seeds(state: State, positions: Sequence[int]) -> State:
     return {
         k: v if v.dim() == 0 else v.index_select(0, index.to(v.device)) for k, v in state.items()
     }
-
-
-def _below(state: State, prefix: str) -> State:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -34,16 +34,17 @@ from algorithms.checkpoint import (
 )
 from algorithms.data.catalog import DatasetSpec, resolve
 from algorithms.data.datasets import load
-from algorithms.dynamics.actor import obtain_ensemble
-from algorithms.environments import make_env, normalized_score
+from algorithms.dynamics.actor import obtain_ensembles
+from algorithms.dynamics.store import stack_ensembles
+from algorithms.environments import MAX_EPISODE_STEPS, make_env, normalized_score
 from algorithms.errors import UserError, expected
 from algorithms.evaluation import Evaluator
 from algorithms.identity import DYNAMICS_SEEDS, EnsembleSpec, ensemble_seed
-from algorithms.offline import NETWORK_STREAM, OfflineTraining, State, select_seeds
+from algorithms.offline import NETWORK_STREAM, OfflineTraining, largest_q, select_seeds
 from algorithms.policy import Policy
 from algorithms.randomness import seed_generators
-from algorithms.sac import SACNetworks
-from algorithms.settings import EnsembleSettings, MOPOSettings, SACSettings, validated
+from algorithms.sac import SAC, SACNetworks, State
+from algorithms.settings import EnsembleSettings, OfflineSettings, SACSettings, validated
 from algorithms.terminations import TERMINATIONS
 from algorithms.transitions import Transition
 
@@ -66,7 +67,8 @@ class OfflineConfig(AlgorithmConfig):
         record      whatever the caller wants to find in `trial.config` again
     """
 
-    settings_class: type[MOPOSettings]
+    settings_class: type[OfflineSettings]
+    agent_class: type[SAC]
 
     def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
         super().__init__(algo_class=algo_class)
@@ -125,7 +127,7 @@ class OfflineConfig(AlgorithmConfig):
         return self
 
     @property
-    def settings(self) -> MOPOSettings:
+    def settings(self) -> OfflineSettings:
         return validated(self.settings_class, self.job["settings"])
 
     @property
@@ -143,7 +145,9 @@ class OfflineConfig(AlgorithmConfig):
         return pathlib.Path(self.job["storage"]).expanduser()
 
     def ensemble_specs(self) -> list[EnsembleSpec]:
-        """The dynamics ensemble of each seed."""
+        """The dynamics ensemble of each seed; none where no row of a batch is the model's."""
+        if not self.settings.uses_model:
+            return []
         settings = self.settings.part(EnsembleSettings)
         seeds = [ensemble_seed(seed, self.job["dynamics_seeds"]) for seed in self.seeds]
         return [EnsembleSpec(dataset=self.dataset, settings=settings, seed=s) for s in seeds]
@@ -213,18 +217,22 @@ class OfflineLearner(TorchLearner):
     def build(self) -> None:
         super().build()
         config = self.config
+        settings = config.settings
         dataset = load(config.dataset, config.storage)
-        ensemble = obtain_ensemble(config.ensemble_specs(), config.storage)
+        data = Transition.from_numpy(dataset)
+        ensembles = obtain_ensembles(config.ensemble_specs(), config.storage)
+        networks = self.module[DEFAULT_MODULE_ID].networks.to(self.device)
         self.training = OfflineTraining(
-            networks=self.module[DEFAULT_MODULE_ID].networks,
-            data=Transition.from_numpy(dataset),
-            ensemble=ensemble,
-            settings=config.settings,
+            agent=config.agent_class(networks, settings, largest_q(data, settings.gamma)),
+            data=data,
+            ensemble=stack_ensembles(ensembles) if ensembles else None,
+            settings=settings,
             seeds=config.seeds,
             termination_fn=TERMINATIONS[config.dataset.env_id],
-            device=self.device,
+            penalty_mean=[e.description["metrics"]["penalty_mean"] for e in ensembles],
         )
         self.behaviour_score = dataset.behaviour_score(config.dataset.env_id)
+        self.initial_obs = torch.from_numpy(dataset.initial_obs)
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """None here: `OfflineTraining` owns the optimizers, and their state."""
@@ -356,12 +364,13 @@ class OfflineAlgorithm(Algorithm):
         begin = time.monotonic()
         result: dict[str, Any] = super().step()
         settings, training = self.config.settings, self.training
+        metrics = self._statistics
         if training.epoch % settings.evaluation_interval == 0:
             evaluation = self.evaluate()
             training.record_scores(torch.tensor(evaluation["normalized_score"]))
+            metrics |= {name: torch.tensor(values) for name, values in evaluation.items()}
             result[EVALUATION_RESULTS] = evaluation
         training.seconds += time.monotonic() - begin
-        metrics = self._statistics
         if training.epoch >= settings.evaluation_interval:
             metrics["normalized_score"] = training.scores_SK[:, -1]
             metrics["run_score"] = training.run_score()
@@ -374,7 +383,7 @@ class OfflineAlgorithm(Algorithm):
         }
         result["minutes"] = training.seconds / 60
         result["behaviour_score"] = self.learner.behaviour_score
-        result[DONE] = training.epoch >= settings.epochs
+        result[DONE] = training.epoch >= settings.epochs or bool(training.diverged_S.all())
         if time.monotonic() - self._last_checkpoint > self.config.checkpoint_every_s:
             result[SHOULD_CHECKPOINT] = True
             self._last_checkpoint = time.monotonic()
@@ -390,7 +399,13 @@ class OfflineAlgorithm(Algorithm):
         )
         return_S = returns_SB.mean(axis=1)
         score_S = normalized_score(self.config.dataset.env_id, return_S)
-        return {"episode_return": return_S.tolist(), "normalized_score": score_S.tolist()}
+        evaluation = {"episode_return": return_S.tolist(), "normalized_score": score_S.tolist()}
+        if self.config.settings.uses_model:
+            # As many episodes as in the environment, from the first states of the data's own.
+            start_obs = self.learner.initial_obs[: self.config.settings.evaluation_episodes]
+            model_return_S = self.training.model_return(start_obs, MAX_EPISODE_STEPS)
+            evaluation["model_return"] = model_return_S.tolist()
+        return evaluation
 
     def get_module(self, module_id: str = DEFAULT_MODULE_ID, *, seed: int | None = None) -> Any:
         """The stacked RLModule, or with `seed` that seed's ordinary policy."""

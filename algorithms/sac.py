@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algorithms.networks import StackedMLP
-from algorithms.settings import SACSettings
+from algorithms.randomness import randn
+from algorithms.settings import OfflineSettings, SACSettings
 from algorithms.transitions import Transition
 
 LOG_STD_BOUNDS = (-5.0, 2.0)
@@ -76,15 +77,19 @@ class TanhGaussian(NamedTuple):
         return torch.tanh(self.mean)
 
     def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Reparametrised action `[..., A]` and its log-density `[...]` for standard-normal `noise`.
-
-        log(1 - tanh(u)^2) is written as 2 (log 2 - u - softplus(-2 u)), which does
-        not underflow (SAC, appendix C, eq. 26, in the stable form).
-        """
+        """Reparametrised action `[..., A]` and log-density `[...]`; `noise` is standard normal."""
         u = self.mean + self.log_std.exp() * noise
+        return torch.tanh(u), self._log_prob(noise, u)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Log-density `[...]` of the action tanh(u); `u` tells actions apart that round to 1."""
+        return self._log_prob((u - self.mean) * (-self.log_std).exp(), u)
+
+    def _log_prob(self, noise: Tensor, u: Tensor) -> Tensor:
+        # log(1 - tanh(u)^2) is written as 2 (log 2 - u - softplus(-2 u)), which does
+        # not underflow (SAC, appendix C, eq. 26, in the stable form).
         log_prob = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)
-        log_prob = log_prob - 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
-        return torch.tanh(u), log_prob.sum(dim=-1)
+        return (log_prob - 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))).sum(dim=-1)
 
 
 def td_target(
@@ -136,11 +141,8 @@ class StepNoise(NamedTuple):
 class StepStatistics(NamedTuple):
     """What one gradient step saw; detached, still on the device."""
 
-    critic_loss_S: Tensor
-    actor_loss_S: Tensor
-    alpha_S: Tensor
-    entropy_S: Tensor
     q_SB: Tensor  # mean over critics of Q at the batch's own actions
+    means: dict[str, Tensor]  # one value per seed, `[S]`
 
 
 def gradient_step(
@@ -152,33 +154,54 @@ def gradient_step(
 ) -> StepStatistics:
     """One step of critics, actor, temperature and targets on a batch `[S, B]`."""
     alpha_S = networks.log_alpha_S.detach().exp()
-
-    with torch.no_grad():
-        next_action, next_log_prob = networks.policy(batch.next_obs).sample(noise.next_action_SBA)
-        target_q = networks.target_q(batch.next_obs, next_action)
-        target = td_target(batch, target_q, next_log_prob, alpha_S, settings.gamma)
-    q = networks.q(batch.obs, batch.action)
-    critic_loss_S = critic_loss(q, target)
+    target_SB = bellman_target(networks, batch, noise.next_action_SBA, alpha_S, settings.gamma)
+    q_SCB = networks.q(batch.obs, batch.action)
+    critic_loss_S = critic_loss(q_SCB, target_SB)
     apply_gradient(optimizers.critic, critic_loss_S)
 
-    action, log_prob = networks.policy(batch.obs).sample(noise.action_SBA)
-    actor_loss_S = actor_loss(networks.q(batch.obs, action), log_prob, alpha_S)
+    actor_loss_S, entropy_S = improve_policy(
+        networks, optimizers, settings, batch.obs, noise.action_SBA
+    )
+    update_targets(networks, settings.tau)
+    means = {
+        "critic_loss": critic_loss_S.detach(),
+        "actor_loss": actor_loss_S,
+        "alpha": alpha_S,
+        "entropy": entropy_S,
+    }
+    return StepStatistics(q_SCB.detach().mean(dim=1), means)
+
+
+@torch.no_grad()
+def bellman_target(
+    networks: SACNetworks, batch: Transition, noise_SBA: Tensor, alpha_S: Tensor, gamma: float
+) -> Tensor:
+    """`td_target` of the target critics at one sampled next action, `[S, B]`."""
+    next_action, next_log_prob = networks.policy(batch.next_obs).sample(noise_SBA)
+    target_q = networks.target_q(batch.next_obs, next_action)
+    return td_target(batch, target_q, next_log_prob, alpha_S, gamma)
+
+
+def improve_policy(
+    networks: SACNetworks,
+    optimizers: SACOptimizers,
+    settings: SACSettings,
+    obs_SBO: Tensor,
+    noise_SBA: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One step of the actor, then of the temperature; the actor's loss and the entropy, `[S]`."""
+    alpha_S = networks.log_alpha_S.detach().exp()
+    action, log_prob = networks.policy(obs_SBO).sample(noise_SBA)
+    actor_loss_S = actor_loss(networks.q(obs_SBO, action), log_prob, alpha_S)
     apply_gradient(optimizers.actor, actor_loss_S)
 
     target_entropy = settings.target_entropy
     if target_entropy is None:
         target_entropy = -float(networks.action_dim)
-    alpha_loss_S = alpha_loss(networks.log_alpha_S, log_prob.detach(), target_entropy)
+    log_prob = log_prob.detach()
+    alpha_loss_S = alpha_loss(networks.log_alpha_S, log_prob, target_entropy)
     apply_gradient(optimizers.alpha, alpha_loss_S)
-
-    update_targets(networks, settings.tau)
-    return StepStatistics(
-        critic_loss_S=critic_loss_S.detach(),
-        actor_loss_S=actor_loss_S.detach(),
-        alpha_S=alpha_S,
-        entropy_S=-log_prob.detach().mean(dim=-1),
-        q_SB=q.detach().mean(dim=1),
-    )
+    return actor_loss_S.detach(), -log_prob.mean(dim=-1)
 
 
 def apply_gradient(optimizer: torch.optim.Optimizer, loss_S: Tensor) -> None:
@@ -187,9 +210,16 @@ def apply_gradient(optimizer: torch.optim.Optimizer, loss_S: Tensor) -> None:
     Asking autograd for these parameters only also spares the critics' weight
     gradients in the actor's step.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = torch.autograd.grad(loss_S.sum(), parameters)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    step_along(optimizer, torch.autograd.grad(loss_S.sum(), parameters_of(optimizer)))
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def step_along(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:
+    """One step with these gradients of the optimizer's parameters."""
+    for parameter, gradient in zip(parameters_of(optimizer), gradients, strict=True):
         parameter.grad = gradient
     optimizer.step()
 
@@ -200,3 +230,71 @@ def update_targets(networks: SACNetworks, tau: float) -> None:
     torch._foreach_lerp_(
         list(networks.target_critic.parameters()), list(networks.critic.parameters()), tau
     )
+
+
+State = dict[str, Tensor]
+
+
+class SAC:
+    """The networks of S seeds with their optimizers: what `OfflineTraining` trains.
+
+    Args:
+        networks: on the device where they train.
+        settings: hyperparameters.
+        max_q: the largest |Q| that the data's rewards allow, max |r| / (1 - gamma).
+    """
+
+    def __init__(self, networks: SACNetworks, settings: OfflineSettings, max_q: float) -> None:
+        self.networks, self.settings, self.max_q = networks, settings, max_q
+        self.optimizers = SACOptimizers.create(networks, settings)
+
+    def begin_epoch(self, actor_lr: float) -> None:
+        """What changes from epoch to epoch only."""
+        for group in self.optimizers.actor.param_groups:
+            group["lr"] = actor_lr
+
+    def draw_noise(self, generators: Sequence[torch.Generator], steps: int) -> tuple[Tensor, ...]:
+        """The random numbers of `steps` gradient steps, `[S, steps, ...]` each."""
+        shape = (2, steps, self.settings.batch_size, self.networks.action_dim)
+        return randn(generators, *shape).unbind(dim=1)
+
+    def gradient_step(self, batch: Transition, noise: tuple[Tensor, ...]) -> StepStatistics:
+        """One step on a batch `[S, B]`, real rows first, with one step's noise `[S, ...]`."""
+        step_noise = StepNoise(*noise)
+        return gradient_step(self.networks, self.optimizers, self.settings, batch, step_noise)
+
+    def state_dict(self) -> State:
+        """All that training changes, as flat tensors, the seed axis first."""
+        state = {f"networks/{k}": v.detach() for k, v in self.networks.state_dict().items()}
+        for name, optimizer in self.optimizers._asdict().items():
+            state |= optimizer_state(optimizer, f"optimizers/{name}/")
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        self.networks.load_state_dict(below(state, "networks/"))
+        for name, optimizer in self.optimizers._asdict().items():
+            load_optimizer_state(optimizer, below(state, f"optimizers/{name}/"))
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, prefix: str) -> State:
+    """An optimizer's moments and counters as flat tensors, named `<prefix><index>/<moment>`."""
+    return {
+        f"{prefix}{index}/{name}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: State) -> None:
+    """The inverse of `optimizer_state`, its prefix removed."""
+    values: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        index, name = key.split("/")
+        values.setdefault(int(index), {})[name] = value.clone()
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": values, "param_groups": groups})
+
+
+def below(state: State, prefix: str) -> State:
+    """The entries whose names begin with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

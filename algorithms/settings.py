@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,10 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
+
+# The keys of `conservatism.PRIORS` and `conservatism.IMPORTANCE`, which need torch.
+Prior = Literal["uniform", "previous_policy"]
+Importance = Literal["own_density", "balanced"]
 
 Part = TypeVar("Part", bound="Settings")
 
@@ -90,15 +94,15 @@ class EnsembleSettings(Settings):
         return self
 
 
-class MOPOSettings(SACSettings, EnsembleSettings):
-    """MOPO (Yu et al. 2020, arXiv 2005.13239)."""
+class OfflineSettings(SACSettings, EnsembleSettings):
+    """What every offline algorithm here has: model rollouts, a mixed batch, epochs, evaluation."""
 
-    penalty: str = "max_std"
-    penalty_coef: NonNegative = 2.5
     rollout_length: Count = 5
     rollout_batch_size: Count = 50_000
     rollout_retain_epochs: Count = 5
-    real_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    real_ratio: Fraction = 0.05
+    # Cosine: from `actor_lr` to 0 over the run's `epochs` (OfflineRL-Kit).
+    actor_lr_schedule: Literal["constant", "cosine"] = "constant"
     epochs: Count = 1000
     gradient_steps_per_epoch: Count = 1000
     evaluation_interval: Count = 1
@@ -109,6 +113,19 @@ class MOPOSettings(SACSettings, EnsembleSettings):
         """Rows of a batch that come from the data: 12 of 256 at 5 %."""
         return int(self.batch_size * self.real_ratio + 1e-9)  # 100 * 0.29 is 28.999...
 
+    @property
+    def uses_model(self) -> bool:
+        """Whether any row of a batch is the model's; without one there is no ensemble at all."""
+        return self.real_rows < self.batch_size
+
+    @property
+    def without_effect(self) -> frozenset[str]:
+        """Fields that change nothing, given the others: they are no part of a result's identity."""
+        if self.uses_model:
+            return frozenset()
+        rollouts = {"rollout_length", "rollout_batch_size", "rollout_retain_epochs"}
+        return frozenset(rollouts | EnsembleSettings.model_fields.keys())
+
     @model_validator(mode="after")
     def _evaluated_at_the_end(self) -> Self:
         if self.epochs % self.evaluation_interval:
@@ -117,6 +134,24 @@ class MOPOSettings(SACSettings, EnsembleSettings):
                 f"{self.epochs}: the last epoch must be evaluated"
             )
         return self
+
+
+class MOPOSettings(OfflineSettings):
+    """MOPO (Yu et al. 2020, arXiv 2005.13239)."""
+
+    penalty: str = "max_std"
+    penalty_coef: NonNegative = 2.5
+    # matched: the coefficient is multiplied by mean(max_std) / mean(penalty) over the ensemble's
+    # holdout, so that it means to every penalty what it means to `max_std`.
+    penalty_coef_mode: Literal["raw", "matched"] = "raw"
+
+    @property
+    def without_effect(self) -> frozenset[str]:
+        unused = {"penalty", "penalty_coef"} if not self.uses_model else set[str]()
+        # `max_std` is matched to itself.
+        if not self.uses_model or self.penalty in ("none", "max_std"):
+            unused.add("penalty_coef_mode")
+        return super().without_effect | unused
 
     @model_validator(mode="before")
     @classmethod
@@ -132,6 +167,64 @@ class MOPOSettings(SACSettings, EnsembleSettings):
         if value not in PENALTIES:
             raise ValueError(expected("penalty", value, PENALTIES))
         return value
+
+
+class COMBOSettings(OfflineSettings):
+    """COMBO (Yu et al. 2021, arXiv 2102.08363); defaults of OfflineRL-Kit, where not said."""
+
+    hidden: Widths = Field(default=(256, 256, 256), strict=False)
+    real_ratio: Fraction = 0.5
+    beta: Positive | Literal["learned"] = 2.5
+    prior: Prior = "uniform"
+    importance: Importance = "own_density"
+    rho_states: Literal["mix", "model"] = "mix"
+    maximize_dataset_q: bool = True
+    num_action_samples: Count = 10  # of each proposal
+    temperature: Positive = 1.0
+    backup: Literal["deterministic", "soft"] = "deterministic"
+    # The learned beta alone. `algorithms/conservative.py` says what it is and why.
+    beta_init: Positive = 1.0
+    beta_lr: Positive = 3e-5
+    beta_warmup_steps: Annotated[int, Field(ge=0)] = 20_000
+    beta_min: Positive = 0.05
+    beta_max: Positive = 20.0
+    beta_threshold: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+    @property
+    def learns_beta(self) -> bool:
+        return self.beta == "learned"
+
+    @property
+    def without_effect(self) -> frozenset[str]:
+        unused = set()
+        if not self.learns_beta:
+            unused = {name for name in COMBOSettings.model_fields if name.startswith("beta_")}
+        if self.prior == "previous_policy":
+            unused.add("importance")
+        return super().without_effect | unused
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.maximize_dataset_q and self.real_rows == 0:
+            raise ValueError(
+                f"real_ratio {self.real_ratio} leaves no real rows in a batch, whose Q "
+                "maximize_dataset_q needs: give a larger real_ratio, or maximize_dataset_q: false"
+            )
+        if self.learns_beta and not self.maximize_dataset_q:
+            raise ValueError(
+                "beta: learned needs maximize_dataset_q: true, because without the data's Q "
+                "there is no gap to control: give beta a number"
+            )
+        if self.rho_states == "model" and not self.uses_model:
+            raise ValueError(
+                "rho_states: model needs model rows, but real_ratio 1 leaves none: use mix"
+            )
+        if not self.beta_min <= self.beta_init <= self.beta_max:
+            raise ValueError(
+                f"beta_init {self.beta_init} must lie between beta_min {self.beta_min} "
+                f"and beta_max {self.beta_max}"
+            )
+        return self
 
 
 def validated(kind: type[Part], values: Mapping[str, Any]) -> Part:

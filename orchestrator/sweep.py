@@ -29,7 +29,7 @@ from algorithms import ALGORITHMS
 from algorithms.data.catalog import DEFAULT_SIZE, DatasetSpec, resolve
 from algorithms.errors import UserError, expected
 from algorithms.identity import EnsembleSpec, content_key, ensemble_seed
-from algorithms.settings import EnsembleSettings, MOPOSettings, reason
+from algorithms.settings import EnsembleSettings, OfflineSettings, reason
 from orchestrator.yaml_file import read_yaml
 
 RESULT_FORMAT = 1
@@ -143,7 +143,7 @@ class Sweep(BaseModel):
             for values in itertools.product(*self.grid.values())
         ]
 
-    def settings(self, choices: Mapping[str, Any]) -> MOPOSettings:
+    def settings(self, choices: Mapping[str, Any]) -> OfflineSettings:
         """Every hyperparameter of one variant.
 
         Raises:
@@ -164,7 +164,7 @@ class Trial:
     variant: str  # 'penalty=max_std, rollout_length=5'; 'default' without a grid
     choices: Mapping[str, Any] = field(hash=False)  # the grid's values of this cell
     dataset: DatasetSpec
-    settings: MOPOSettings
+    settings: OfflineSettings
     seeds: tuple[int, ...]
     dynamics_seeds: str
 
@@ -271,7 +271,7 @@ def trials(sweep: Sweep) -> list[Trial]:
     return list({cell.cell_key: cell for cell in cells}.values())  # equal cells once
 
 
-def _variant(settings: MOPOSettings, keys: Iterable[str]) -> str:
+def _variant(settings: OfflineSettings, keys: Iterable[str]) -> str:
     return ", ".join(f"{key}={_text(getattr(settings, key))}" for key in keys) or "default"
 
 

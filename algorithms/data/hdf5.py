@@ -37,6 +37,12 @@ class OfflineDataset(NamedTuple):
         """Row after the last of every complete episode, `[episodes]`."""
         return np.flatnonzero((self.terminal > 0) | self.timeout) + 1
 
+    @property
+    def initial_obs(self) -> np.ndarray:
+        """First observation of every episode, `[episodes, O]`."""
+        starts = np.concatenate([[0], self.episode_ends])
+        return self.obs[starts[starts < len(self.obs)]]
+
     def episode_returns(self) -> np.ndarray:
         """Undiscounted return of every complete episode, `[episodes]`."""
         total = np.concatenate([[0.0], self.reward.cumsum(dtype=np.float64)])
