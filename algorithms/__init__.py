@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class AlgorithmEntry(NamedTuple):
     """An algorithm by name, importable without importing Ray or torch."""
 
+    base: str  # whose code it is: with the same settings, it is the same training
     settings: type[OfflineSettings]
     config: str  # 'module:class'
     # Settings that make the algorithm what it is; a sweep may not change them.
@@ -26,13 +27,14 @@ class AlgorithmEntry(NamedTuple):
         return getattr(import_module(module), name)
 
 
-MOPO, COMBO = "algorithms.mopo:MOPOConfig", "algorithms.combo:COMBOConfig"
+_MOPO = ("mopo", MOPOSettings, "algorithms.mopo:MOPOConfig")
+_COMBO = ("combo", COMBOSettings, "algorithms.combo:COMBOConfig")
 
 ALGORITHMS: dict[str, AlgorithmEntry] = {
-    "mopo": AlgorithmEntry(MOPOSettings, MOPO),
-    "combo": AlgorithmEntry(COMBOSettings, COMBO),
+    "mopo": AlgorithmEntry(*_MOPO),
+    "combo": AlgorithmEntry(*_COMBO),
     # What is left of them without a penalty, or without a model.
-    "mbpo": AlgorithmEntry(MOPOSettings, MOPO, {"penalty": "none"}),
-    "sac": AlgorithmEntry(MOPOSettings, MOPO, {"penalty": "none", "real_ratio": 1.0}),
-    "cql": AlgorithmEntry(COMBOSettings, COMBO, {"real_ratio": 1.0}),
+    "mbpo": AlgorithmEntry(*_MOPO, {"penalty": "none"}),
+    "sac": AlgorithmEntry(*_MOPO, {"penalty": "none", "real_ratio": 1.0}),
+    "cql": AlgorithmEntry(*_COMBO, {"real_ratio": 1.0}),
 }

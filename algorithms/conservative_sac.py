@@ -14,26 +14,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from algorithms.compilation import Run, run_eagerly
 from algorithms.conservatism import IMPORTANCE, PRIORS, Policies, WeighedActions, soft_maximum
+from algorithms.networks import StackedMLP
 from algorithms.randomness import randn
 from algorithms.sac import (
     SAC,
+    RewardScale,
     SACNetworks,
     State,
     StepStatistics,
     TanhGaussian,
-    apply_gradient,
     bellman_target,
     below,
     critic_loss,
     improve_policy,
     load_optimizer_state,
     optimizer_state,
-    parameters_of,
     step_along,
     update_targets,
 )
@@ -50,11 +52,20 @@ class ConservativeSAC(SAC):
 
     settings: COMBOSettings
 
-    def __init__(self, networks: SACNetworks, settings: COMBOSettings, max_q: float) -> None:
-        super().__init__(networks, settings, max_q)
+    def __init__(
+        self,
+        networks: SACNetworks,
+        settings: COMBOSettings,
+        reward_scale: RewardScale,
+        run: Run = run_eagerly,
+    ) -> None:
+        super().__init__(networks, settings, reward_scale, run)
         device = networks.log_alpha_S.device
         num_seeds = networks.log_alpha_S.shape[0]
-        beta = settings.beta_init if settings.beta == "learned" else settings.beta
+        if settings.beta == "learned":
+            self.beta_unit, beta = reward_scale.rms, settings.beta_init
+        else:
+            self.beta_unit, beta = 1.0, settings.beta
         self.log_beta_S = nn.Parameter(torch.full((num_seeds,), math.log(beta), device=device))
         self.beta_optimizer = torch.optim.Adam([self.log_beta_S], settings.beta_lr, fused=True)
         self.q_std_S = torch.zeros(num_seeds, device=device)
@@ -68,55 +79,35 @@ class ConservativeSAC(SAC):
     def draw_noise(self, generators: Sequence[torch.Generator], steps: int) -> tuple[Tensor, ...]:
         s = self.settings
         proposals = PRIORS[s.prior].num_proposals
-        states = s.batch_size - self._first_rho_row
+        states = s.batch_size - _first_rho_row(s)
         shape = (steps, states, proposals, s.num_action_samples, self.networks.action_dim)
         return (*super().draw_noise(generators, steps), randn(generators, *shape))
-
-    @property
-    def _first_rho_row(self) -> int:
-        """Where the rows of rho begin in a batch, which has its real rows first."""
-        return 0 if self.settings.rho_states == "mix" else self.settings.real_rows
 
     def gradient_step(self, batch: Transition, noise: tuple[Tensor, ...]) -> StepStatistics:
         """One step of critics, beta, actor, temperature and targets on a batch `[S, B]`."""
         settings, networks = self.settings, self.networks
         next_action_noise, action_noise, samples_noise = noise
-        alpha_S = networks.log_alpha_S.detach().exp()
-        beta_S = self.log_beta_S.detach().exp()
-
-        entropy_weight_S = alpha_S if settings.backup == "soft" else torch.zeros_like(alpha_S)
-        target_SB = bellman_target(
-            networks, batch, next_action_noise, entropy_weight_S, settings.gamma
-        )
-        q_SCB = networks.q(batch.obs, batch.action)
-        bellman_S = 0.5 * critic_loss(q_SCB, target_SB)
-        q_data_SCB = q_SCB[..., : settings.real_rows]
-        loss_S = bellman_S
-        if settings.maximize_dataset_q:
-            loss_S = loss_S - beta_S * q_data_SCB.mean(dim=-1).sum(dim=-1)
-        gradients = torch.autograd.grad(loss_S.sum(), parameters_of(self.optimizers.critic))
+        beta_S = self.beta_unit * self.log_beta_S.detach().exp()
+        data = self.run(data_gradients, networks, batch, next_action_noise, beta_S, settings)
         value_SC, value_gradients = self._push_down(batch, samples_noise, beta_S)
-        torch._foreach_add_(gradients, value_gradients)
-        step_along(self.optimizers.critic, gradients)
+        gradients = zip(data.gradients, value_gradients, strict=True)
+        step_along(self.optimizers.critic, [a + b for a, b in gradients])
 
-        q_data_SCB = q_data_SCB.detach()
-        gap_S = (value_SC - q_data_SCB.mean(dim=-1)).mean(dim=-1)
-        threshold_S = self._update_beta(gap_S, q_data_SCB)
-        actor_loss_S, entropy_S = improve_policy(
-            networks, self.optimizers, settings, batch.obs, action_noise
+        gap_S = value_SC.mean(dim=-1) - data.q_data_S
+        threshold_S = self._update_beta(gap_S, data.q_data_std_S)
+        actor_means = improve_policy(
+            networks, self.optimizers, settings, batch.obs, action_noise, self.run
         )
         update_targets(networks, settings.tau)
         means = {
-            "critic_loss": loss_S.detach() + beta_S * value_SC.sum(dim=-1),
-            "bellman_error": bellman_S.detach(),
-            "actor_loss": actor_loss_S,
-            "alpha": alpha_S,
-            "entropy": entropy_S,
+            "critic_loss": data.loss_S + beta_S * value_SC.sum(dim=-1),
+            "bellman_error": data.bellman_S,
+            **actor_means,
             "gap": gap_S,
             "beta": beta_S,
             "beta_threshold": threshold_S,
         }
-        return StepStatistics(q_SCB.detach().mean(dim=1), means)
+        return StepStatistics(data.q_SB, means)
 
     def _push_down(
         self, batch: Transition, noise: Tensor, beta_S: Tensor
@@ -125,65 +116,48 @@ class ConservativeSAC(SAC):
 
         Each chunk of states is differentiated at once, so that only its activations are kept.
         """
-        rows = slice(self._first_rho_row, None)
+        rows = slice(_first_rho_row(self.settings), None)
         obs, next_obs = batch.obs[:, rows], batch.next_obs[:, rows]
-        parameters = parameters_of(self.optimizers.critic)
-        gradients = [torch.zeros_like(parameter) for parameter in parameters]
-        value_SC = torch.zeros(self.networks.critic.stack, device=obs.device)
+        actions = self.run(
+            draw_actions, self.networks, self.previous_actor, obs, next_obs, noise, self.settings
+        )
         num_states = obs.shape[1]
+        weight_S = beta_S / num_states
         chunk = CPU_CHUNK if obs.device.type == "cpu" else num_states
-        actions = self._draw_actions(obs, next_obs, noise)
-        for begin in range(0, num_states, chunk):
-            part = slice(begin, begin + chunk)
-            value_SCB = self._soft_maximum(
-                obs[:, part], WeighedActions(*(x[:, part] for x in actions))
+        value_SC, gradients = torch.zeros(self.networks.critic.stack, device=obs.device), None
+        for part in zip(*(x.split(chunk, dim=1) for x in (obs, *actions)), strict=True):
+            part_obs, part_actions = part[0], WeighedActions(*part[1:])
+            part_SC, part_gradients = self.run(
+                value_gradients,
+                self.networks,
+                part_obs,
+                part_actions,
+                weight_S,
+                self.settings.temperature,
             )
-            part_SC = value_SCB.sum(dim=-1) / num_states
-            weighed = (beta_S[:, None] * part_SC).sum()
-            torch._foreach_add_(gradients, torch.autograd.grad(weighed, parameters))
-            value_SC += part_SC.detach()
+            value_SC += part_SC / num_states
+            if gradients is None:
+                gradients = list(part_gradients)
+            else:
+                torch._foreach_add_(gradients, part_gradients)
+        assert gradients is not None
         return value_SC, gradients
 
-    @torch.no_grad()
-    def _draw_actions(
-        self, obs_SBO: Tensor, next_obs_SBO: Tensor, noise_SBPMA: Tensor
-    ) -> WeighedActions:
-        prior = PRIORS[self.settings.prior]
-        policies = Policies(
-            current=_for_samples(self.networks.policy(obs_SBO)),
-            next=_for_samples(self.networks.policy(next_obs_SBO)),
-            previous=_for_samples(TanhGaussian.from_output(self.previous_actor(obs_SBO))),
-        )
-        return prior.draw(policies, noise_SBPMA, IMPORTANCE[self.settings.importance])
-
-    def _soft_maximum(self, obs_SBO: Tensor, actions: WeighedActions) -> Tensor:
-        """T log E_{a ~ prior} exp(Q(s, a) / T), `[S, C, B]`."""
-        num_actions = actions.action_SBNA.shape[2]
-        obs_SBNO = obs_SBO.unsqueeze(2).expand(-1, -1, num_actions, -1)
-        q = self.networks.q(obs_SBNO.flatten(1, 2), actions.action_SBNA.flatten(1, 2))
-        return soft_maximum(
-            q.unflatten(-1, (-1, num_actions)),
-            actions.log_weight_SBN[:, None],
-            actions.log_total_SB[:, None],
-            self.settings.temperature,
-        )
-
-    def _update_beta(self, gap_S: Tensor, q_data_SCB: Tensor) -> Tensor:
+    def _update_beta(self, gap_S: Tensor, q_data_std_S: Tensor) -> Tensor:
         """One step of max_{beta >= 0} beta (gap - threshold) on log-beta; returns the threshold.
 
         The threshold is in units of the data's own spread of Q, so that it scales with the
         rewards. That spread is capped, so that a diverging Q cannot raise its own threshold.
         """
         settings = self.settings
-        std_S = q_data_SCB.std(dim=-1, unbiased=False).mean(dim=-1)
         rate = torch.where(self.steps == 0, 1.0, Q_STD_RATE)
-        self.q_std_S.lerp_(std_S, rate)
-        threshold_S = settings.beta_threshold * self.q_std_S.clamp(max=self.max_q)
+        self.q_std_S.lerp_(q_data_std_S, rate)
+        threshold_S = settings.beta_threshold * self.q_std_S.clamp(max=self.reward_scale.max_q)
         if settings.beta == "learned":
             excess_S = torch.where(
                 self.steps < settings.beta_warmup_steps, 0.0, gap_S - threshold_S
             )
-            apply_gradient(self.beta_optimizer, -self.log_beta_S.exp() * excess_S)
+            step_along(self.beta_optimizer, [-self.log_beta_S.detach().exp() * excess_S])
             with torch.no_grad():
                 self.log_beta_S.clamp_(math.log(settings.beta_min), math.log(settings.beta_max))
         self.steps += 1
@@ -208,6 +182,92 @@ class ConservativeSAC(SAC):
             self.log_beta_S.copy_(state["log_beta"])
         self.q_std_S.copy_(state["q_std"])
         self.steps.copy_(state["steps"])
+
+
+class DataGradients(NamedTuple):
+    """Of the sum over seeds of the loss on the batch's own actions, by the critics' parameters."""
+
+    gradients: tuple[Tensor, ...]
+    loss_S: Tensor  # 1/2 Bellman error - beta E_D Q, summed over critics
+    bellman_S: Tensor  # its first term
+    q_SB: Tensor  # mean over critics
+    q_data_S: Tensor  # E_D Q, mean over critics
+    q_data_std_S: Tensor  # standard deviation over the real rows, mean over critics
+
+
+def data_gradients(
+    networks: SACNetworks,
+    batch: Transition,
+    noise_SBA: Tensor,
+    beta_S: Tensor,
+    settings: COMBOSettings,
+) -> DataGradients:
+    """All of eq. 2 that needs no sampled actions: the Bellman error, and - beta E_D Q."""
+    entropy_weight_S = networks.log_alpha_S.detach().exp()
+    if settings.backup == "deterministic":
+        entropy_weight_S = torch.zeros_like(entropy_weight_S)
+    target_SB = bellman_target(networks, batch, noise_SBA, entropy_weight_S, settings.gamma)
+    q_SCB = networks.q(batch.obs, batch.action)
+    loss_S = bellman_S = 0.5 * critic_loss(q_SCB, target_SB)
+    q_data_SCB = q_SCB[..., : settings.real_rows]
+    if settings.maximize_dataset_q:
+        loss_S = loss_S - beta_S * q_data_SCB.mean(dim=-1).sum(dim=-1)
+    gradients = torch.autograd.grad(loss_S.sum(), list(networks.critic.parameters()))
+    q_data_SCB = q_data_SCB.detach()
+    return DataGradients(
+        gradients,
+        loss_S.detach(),
+        bellman_S.detach(),
+        q_SB=q_SCB.detach().mean(dim=1),
+        q_data_S=q_data_SCB.mean(dim=(1, 2)),
+        q_data_std_S=q_data_SCB.std(dim=-1, unbiased=False).mean(dim=-1),
+    )
+
+
+@torch.no_grad()
+def draw_actions(
+    networks: SACNetworks,
+    previous_actor: StackedMLP,
+    obs_SBO: Tensor,
+    next_obs_SBO: Tensor,
+    noise_SBPMA: Tensor,
+    settings: COMBOSettings,
+) -> WeighedActions:
+    """The prior's actions at the states of rho."""
+    policies = Policies(
+        current=_for_samples(networks.policy(obs_SBO)),
+        next=_for_samples(networks.policy(next_obs_SBO)),
+        previous=_for_samples(TanhGaussian.from_output(previous_actor(obs_SBO))),
+    )
+    return PRIORS[settings.prior].draw(policies, noise_SBPMA, IMPORTANCE[settings.importance])
+
+
+def value_gradients(
+    networks: SACNetworks,
+    obs_SBO: Tensor,
+    actions: WeighedActions,
+    weight_S: Tensor,
+    temperature: float,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Sum over states of max_mu E_mu Q `[S, C]`, and the gradients of `weight_S` times it."""
+    num_actions = actions.action_SBNA.shape[2]
+    obs_SBNO = obs_SBO.unsqueeze(2).expand(-1, -1, num_actions, -1)
+    q = networks.q(obs_SBNO.flatten(1, 2), actions.action_SBNA.flatten(1, 2))
+    value_SCB = soft_maximum(
+        q.unflatten(-1, (-1, num_actions)),
+        actions.log_weight_SBN[:, None],
+        actions.log_total_SB[:, None],
+        temperature,
+    )
+    value_SC = value_SCB.sum(dim=-1)
+    parameters = list(networks.critic.parameters())
+    gradients = torch.autograd.grad((weight_S[:, None] * value_SC).sum(), parameters)
+    return value_SC.detach(), gradients
+
+
+def _first_rho_row(settings: COMBOSettings) -> int:
+    """Where the rows of rho begin in a batch, which has its real rows first."""
+    return 0 if settings.rho_states == "mix" else settings.real_rows
 
 
 def _for_samples(policy: TanhGaussian) -> TanhGaussian:

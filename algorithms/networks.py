@@ -71,9 +71,18 @@ class StackedMLP(nn.Module):
         `x` may have size 1 on the member axes (all members see the same rows).
         """
         x = x.expand(*self.stack, *x.shape[-2:]).reshape(-1, *x.shape[-2:])
-        last = len(self.weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias.flatten(0, -3), x, weight.flatten(0, -3))
-            if layer < last:
-                x = self.activation(x)
-        return x.view(*self.stack, *x.shape[-2:])
+        weights = [weight.flatten(0, -3) for weight in self.weights]
+        biases = [bias.flatten(0, -3) for bias in self.biases]
+        return self._layers(x, weights, biases).view(*self.stack, x.shape[-2], self.sizes[-1])
+
+    def one_member(self, x: Tensor, member_S: Tensor) -> Tensor:
+        """Of one member per seed only, in a stack `[S, E]`: `[S, B, in] -> [S, B, out]`."""
+        seed = torch.arange(self.stack[0], device=member_S.device)
+        weights = [weight[seed, member_S] for weight in self.weights]
+        biases = [bias[seed, member_S] for bias in self.biases]
+        return self._layers(x, weights, biases)
+
+    def _layers(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            x = self.activation(torch.baddbmm(bias, x, weight))
+        return torch.baddbmm(biases[-1], x, weights[-1])

@@ -17,7 +17,7 @@ from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.rollout import Rollout, model_return, rollout
 from algorithms.environments import stream_seed
 from algorithms.errors import UserError
-from algorithms.penalties import PENALTIES
+from algorithms.penalties import OWN_MEMBER_ONLY, PENALTIES
 from algorithms.randomness import (
     generator_states,
     randint,
@@ -64,7 +64,6 @@ class OfflineTraining:
         self.agent, self.settings, self.seeds = agent, settings, tuple(seeds)
         self.data_NW = data.to(device).pack()
         self.termination_fn = termination_fn
-        self.max_q = largest_q(data, settings.gamma)
         self.ensemble = None
         if settings.uses_model:
             assert ensemble is not None
@@ -107,7 +106,8 @@ class OfflineTraining:
         self.epoch += 1
         statistics = {name: value.cpu() for name, value in statistics.items()}
         usable_S = torch.stack(list(statistics.values())).isfinite().all(dim=0)
-        usable_S &= (largest_q_S <= DIVERGED_Q * self.max_q).cpu()  # false for NaN
+        bound = DIVERGED_Q * self.agent.reward_scale.max_q
+        usable_S &= (largest_q_S <= bound).cpu()  # false for NaN
         if self.settings.uses_model:
             usable_S &= (self.buffer.size_S > 0).cpu()
         self.diverged_S |= ~usable_S
@@ -209,7 +209,9 @@ class OfflineTraining:
             penalty=PENALTIES[self.penalty],
             penalty_coef_S=self.penalty_coef_S,
             termination_fn=self.termination_fn,
+            own_member_only=self.penalty in OWN_MEMBER_ONLY,
             quantiles=PENALTY_QUANTILES,
+            run=self.agent.run,
         )
         self.buffer.add(model.rows_SNW, model.keep_SN)
         return model
@@ -262,11 +264,6 @@ class OfflineTraining:
         self.diverged_S = state["diverged"].cpu().clone()
         self.epoch = int(state["epoch"])
         self.seconds = float(state["seconds"])
-
-
-def largest_q(data: Transition, gamma: float) -> float:
-    """Max |r| / (1 - gamma): no policy's Q on the data's rewards is larger."""
-    return float(data.reward.abs().max()) / (1.0 - gamma) if gamma < 1.0 else math.inf
 
 
 def penalty_coefficients(

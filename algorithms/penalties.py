@@ -79,6 +79,9 @@ def _delta_means(p: Prediction) -> Tensor:
     return p.mean[..., :-1]
 
 
+# Those that see only the member that produced the row: the others need not be evaluated.
+OWN_MEMBER_ONLY = frozenset({"none", "member_std"})
+
 PENALTIES: dict[str, Callable[[Prediction], Tensor]] = {
     "none": none,
     "max_std": max_std,

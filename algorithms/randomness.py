@@ -42,6 +42,11 @@ def randint_below(generators: Sequence[torch.Generator], high_S: Tensor, *shape:
     return (uniform * high).long()
 
 
+def randperm(generators: Sequence[torch.Generator], n: int) -> Tensor:
+    """A random permutation of 0 ... n - 1 per seed, `[S, n]`."""
+    return torch.stack([torch.randperm(n, generator=g, device=g.device) for g in generators])
+
+
 def generator_states(generators: Sequence[torch.Generator]) -> Tensor:
     """The states of all generators, `[S, bytes]`."""
     return torch.stack([g.get_state() for g in generators])

@@ -40,10 +40,10 @@ from algorithms.environments import MAX_EPISODE_STEPS, make_env, normalized_scor
 from algorithms.errors import UserError, expected
 from algorithms.evaluation import Evaluator
 from algorithms.identity import DYNAMICS_SEEDS, EnsembleSpec, ensemble_seed
-from algorithms.offline import NETWORK_STREAM, OfflineTraining, largest_q, select_seeds
+from algorithms.offline import NETWORK_STREAM, OfflineTraining, select_seeds
 from algorithms.policy import Policy
 from algorithms.randomness import seed_generators
-from algorithms.sac import SAC, SACNetworks, State
+from algorithms.sac import SAC, RewardScale, SACNetworks, State
 from algorithms.settings import EnsembleSettings, OfflineSettings, SACSettings, validated
 from algorithms.terminations import TERMINATIONS
 from algorithms.transitions import Transition
@@ -223,7 +223,9 @@ class OfflineLearner(TorchLearner):
         ensembles = obtain_ensembles(config.ensemble_specs(), config.storage)
         networks = self.module[DEFAULT_MODULE_ID].networks.to(self.device)
         self.training = OfflineTraining(
-            agent=config.agent_class(networks, settings, largest_q(data, settings.gamma)),
+            agent=config.agent_class(
+                networks, settings, RewardScale.of(data.reward, settings.gamma)
+            ),
             data=data,
             ensemble=stack_ensembles(ensembles) if ensembles else None,
             settings=settings,

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from algorithms.compilation import Run, run_eagerly
 from algorithms.networks import StackedMLP
 from algorithms.randomness import randn
 from algorithms.settings import OfflineSettings, SACSettings
@@ -110,9 +111,12 @@ def actor_loss(q_SCB: Tensor, log_prob_SB: Tensor, alpha_S: Tensor) -> Tensor:
     return (alpha_S[:, None] * log_prob_SB - q_SCB.amin(dim=1)).mean(dim=-1)
 
 
-def alpha_loss(log_alpha_S: Tensor, log_prob_SB: Tensor, target_entropy: float) -> Tensor:
-    """SAC eq. 18 in log-alpha: -log_alpha (log pi(a|s) + target entropy), averaged, `[S]`."""
-    return -log_alpha_S * (log_prob_SB + target_entropy).mean(dim=-1)
+def alpha_gradient(log_prob_S: Tensor, target_entropy: float) -> Tensor:
+    """Gradient by log-alpha of -log_alpha (log pi(a|s) + target entropy), SAC eq. 18, `[S]`.
+
+    `log_prob_S` is the mean of log pi(a|s) over the batch.
+    """
+    return -(log_prob_S + target_entropy)
 
 
 class SACOptimizers(NamedTuple):
@@ -151,25 +155,43 @@ def gradient_step(
     settings: SACSettings,
     batch: Transition,
     noise: StepNoise,
+    run: Run = run_eagerly,
 ) -> StepStatistics:
-    """One step of critics, actor, temperature and targets on a batch `[S, B]`."""
-    alpha_S = networks.log_alpha_S.detach().exp()
-    target_SB = bellman_target(networks, batch, noise.next_action_SBA, alpha_S, settings.gamma)
-    q_SCB = networks.q(batch.obs, batch.action)
-    critic_loss_S = critic_loss(q_SCB, target_SB)
-    apply_gradient(optimizers.critic, critic_loss_S)
+    """One step of critics, actor, temperature and targets on a batch `[S, B]`.
 
-    actor_loss_S, entropy_S = improve_policy(
-        networks, optimizers, settings, batch.obs, noise.action_SBA
-    )
+    Args:
+        networks: changed in place.
+        optimizers: of these networks.
+        settings: hyperparameters.
+        batch: transitions.
+        noise: this step's.
+        run: calls the two functions that hold the arithmetic, compiled or not.
+    """
+    critic = run(critic_gradients, networks, batch, noise.next_action_SBA, settings.gamma)
+    step_along(optimizers.critic, critic.gradients)
+    actor_means = improve_policy(networks, optimizers, settings, batch.obs, noise.action_SBA, run)
     update_targets(networks, settings.tau)
-    means = {
-        "critic_loss": critic_loss_S.detach(),
-        "actor_loss": actor_loss_S,
-        "alpha": alpha_S,
-        "entropy": entropy_S,
-    }
-    return StepStatistics(q_SCB.detach().mean(dim=1), means)
+    return StepStatistics(critic.q_SB, {"critic_loss": critic.loss_S, **actor_means})
+
+
+class CriticGradients(NamedTuple):
+    """Of the sum over seeds of the critics' loss, by the critics' parameters."""
+
+    gradients: tuple[Tensor, ...]
+    loss_S: Tensor
+    q_SB: Tensor  # mean over critics at the batch's own actions
+
+
+def critic_gradients(
+    networks: SACNetworks, batch: Transition, noise_SBA: Tensor, gamma: float
+) -> CriticGradients:
+    """Gradients of `critic_loss` towards `td_target`."""
+    alpha_S = networks.log_alpha_S.detach().exp()
+    target_SB = bellman_target(networks, batch, noise_SBA, alpha_S, gamma)
+    q_SCB = networks.q(batch.obs, batch.action)
+    loss_S = critic_loss(q_SCB, target_SB)
+    gradients = torch.autograd.grad(loss_S.sum(), list(networks.critic.parameters()))
+    return CriticGradients(gradients, loss_S.detach(), q_SCB.detach().mean(dim=1))
 
 
 @torch.no_grad()
@@ -182,35 +204,40 @@ def bellman_target(
     return td_target(batch, target_q, next_log_prob, alpha_S, gamma)
 
 
+class ActorGradients(NamedTuple):
+    """Of the sum over seeds of the actor's loss, by the actor's parameters."""
+
+    gradients: tuple[Tensor, ...]
+    loss_S: Tensor
+    log_prob_S: Tensor  # mean over the batch
+
+
+def actor_gradients(networks: SACNetworks, obs_SBO: Tensor, noise_SBA: Tensor) -> ActorGradients:
+    """Gradients of `actor_loss` by the actor alone, which spares those of the critics' weights."""
+    alpha_S = networks.log_alpha_S.detach().exp()
+    action, log_prob = networks.policy(obs_SBO).sample(noise_SBA)
+    loss_S = actor_loss(networks.q(obs_SBO, action), log_prob, alpha_S)
+    gradients = torch.autograd.grad(loss_S.sum(), list(networks.actor.parameters()))
+    return ActorGradients(gradients, loss_S.detach(), log_prob.detach().mean(dim=-1))
+
+
 def improve_policy(
     networks: SACNetworks,
     optimizers: SACOptimizers,
     settings: SACSettings,
     obs_SBO: Tensor,
     noise_SBA: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """One step of the actor, then of the temperature; the actor's loss and the entropy, `[S]`."""
+    run: Run = run_eagerly,
+) -> dict[str, Tensor]:
+    """One step of the actor, then of the temperature; statistics `[S]`."""
     alpha_S = networks.log_alpha_S.detach().exp()
-    action, log_prob = networks.policy(obs_SBO).sample(noise_SBA)
-    actor_loss_S = actor_loss(networks.q(obs_SBO, action), log_prob, alpha_S)
-    apply_gradient(optimizers.actor, actor_loss_S)
-
+    actor = run(actor_gradients, networks, obs_SBO, noise_SBA)
+    step_along(optimizers.actor, actor.gradients)
     target_entropy = settings.target_entropy
     if target_entropy is None:
         target_entropy = -float(networks.action_dim)
-    log_prob = log_prob.detach()
-    alpha_loss_S = alpha_loss(networks.log_alpha_S, log_prob, target_entropy)
-    apply_gradient(optimizers.alpha, alpha_loss_S)
-    return actor_loss_S.detach(), -log_prob.mean(dim=-1)
-
-
-def apply_gradient(optimizer: torch.optim.Optimizer, loss_S: Tensor) -> None:
-    """Descend the sum over seeds of `loss_S`, for this optimizer's parameters alone.
-
-    Asking autograd for these parameters only also spares the critics' weight
-    gradients in the actor's step.
-    """
-    step_along(optimizer, torch.autograd.grad(loss_S.sum(), parameters_of(optimizer)))
+    step_along(optimizers.alpha, [alpha_gradient(actor.log_prob_S, target_entropy)])
+    return {"actor_loss": actor.loss_S, "alpha": alpha_S, "entropy": -actor.log_prob_S}
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -235,17 +262,38 @@ def update_targets(networks: SACNetworks, tau: float) -> None:
 State = dict[str, Tensor]
 
 
+class RewardScale(NamedTuple):
+    """What the data's rewards say of the size of Q."""
+
+    rms: float  # root mean square of r
+    max_q: float  # max |r| / (1 - gamma): no policy's |Q| on these rewards is larger
+
+    @classmethod
+    def of(cls, reward_N: Tensor, gamma: float) -> RewardScale:
+        largest = float(reward_N.abs().max())
+        max_q = largest / (1.0 - gamma) if gamma < 1.0 else math.inf
+        return cls(float(reward_N.square().mean().sqrt()), max_q)
+
+
 class SAC:
     """The networks of S seeds with their optimizers: what `OfflineTraining` trains.
 
     Args:
         networks: on the device where they train.
         settings: hyperparameters.
-        max_q: the largest |Q| that the data's rewards allow, max |r| / (1 - gamma).
+        reward_scale: of the data.
+        run: calls functions of the gradient step, compiled or not.
     """
 
-    def __init__(self, networks: SACNetworks, settings: OfflineSettings, max_q: float) -> None:
-        self.networks, self.settings, self.max_q = networks, settings, max_q
+    def __init__(
+        self,
+        networks: SACNetworks,
+        settings: OfflineSettings,
+        reward_scale: RewardScale,
+        run: Run = run_eagerly,
+    ) -> None:
+        self.networks, self.settings, self.run = networks, settings, run
+        self.reward_scale = reward_scale
         self.optimizers = SACOptimizers.create(networks, settings)
 
     def begin_epoch(self, actor_lr: float) -> None:
@@ -260,8 +308,9 @@ class SAC:
 
     def gradient_step(self, batch: Transition, noise: tuple[Tensor, ...]) -> StepStatistics:
         """One step on a batch `[S, B]`, real rows first, with one step's noise `[S, ...]`."""
-        step_noise = StepNoise(*noise)
-        return gradient_step(self.networks, self.optimizers, self.settings, batch, step_noise)
+        return gradient_step(
+            self.networks, self.optimizers, self.settings, batch, StepNoise(*noise), self.run
+        )
 
     def state_dict(self) -> State:
         """All that training changes, as flat tensors, the seed axis first."""

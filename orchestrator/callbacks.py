@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from ray import tune
@@ -35,8 +36,10 @@ class ResultCallback(tune.Callback):
         record = trial.config["job"]["record"]
         for position, seed in enumerate(record["seeds"]):
             metrics = result["seed"][str(seed)]
-            finite = all(math.isfinite(value) for value in metrics.values())
-            score = metrics.get("run_score") if finite else None
+            diverged = _has_diverged(metrics)
+            score = metrics.get("run_score")
+            if diverged or (score is not None and not math.isfinite(score)):
+                score = None
             finished = {} if score is None or not result["done"] else {result["epoch"]: score}
             self._store.put(
                 SeedResult(
@@ -53,15 +56,48 @@ class ResultCallback(tune.Callback):
                     ensemble_key=record["ensemble_of_seed"][position],
                     code=code_hash(),
                     mlflow_run_id=self._tracker.run_id(record["cell_key"]),
-                    status=_status(finite=finite, done=result["done"]),
+                    status=_status(diverged=diverged, done=result["done"]),
                 )
             )
 
 
-def _status(*, finite: bool, done: bool) -> Literal["running", "finished", "diverged"]:
-    if not finite:
+def _has_diverged(metrics: Mapping[str, float]) -> bool:
+    # Not by the other metrics: what a model says of returns may be infinite for a sound seed.
+    return metrics["diverged"] == 1.0
+
+
+def _status(*, diverged: bool, done: bool) -> Literal["running", "finished", "diverged"]:
+    if diverged:
         return "diverged"
     return "finished" if done else "running"
+
+
+def divergence_tags(seeds: Iterable[int]) -> dict[str, str]:
+    """The tags by which a run in MLflow tells its diverged seeds."""
+    return {f"diverged.seed_{seed}": "true" for seed in seeds}
+
+
+class DivergenceCallback(tune.Callback):
+    """Tags the runs of cells whose seeds diverge."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._told: dict[str, int] = {}  # trial id -> number of diverged seeds
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[TuneTrial],
+        trial: TuneTrial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        diverged = [int(seed) for seed, values in result["seed"].items() if _has_diverged(values)]
+        if len(diverged) > self._told.get(trial.trial_id, 0):
+            self._told[trial.trial_id] = len(diverged)
+            record = trial.config["job"]["record"]
+            tags = {**record["tags"], **divergence_tags(diverged)}
+            self._tracker.start_trial({**record, "tags": tags})  # it runs: this adds the tags
 
 
 class ProgressCallback(tune.Callback):
@@ -95,6 +131,6 @@ class ProgressCallback(tune.Callback):
         if self._progress is None:
             return
         score = result["mean"].get("run_score")
-        note = "" if score is None else f"score {score:.1f}"
+        note = "" if score is None or math.isnan(score) else f"score {score:.1f}"
         show = self._progress.finish if result["done"] else self._progress.update
         show(self._bars[trial.trial_id], result["epoch"], note)

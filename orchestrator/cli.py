@@ -70,6 +70,8 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     sweep = load_sweep(options.file)
     cells = trials(sweep)
     planned = make_plan(sweep, cells, settings.storage)
+    if planned.missing_data:
+        raise UserError("; ".join(planned.missing_data))
     settings.prepare()
     console.print(planned.summary())
     code = 0
@@ -187,7 +189,9 @@ def _parser() -> argparse.ArgumentParser:
     command_export.add_argument("--out", type=Path, metavar="FILE")
 
     command_data = command(data)
-    command_data.add_argument("dataset", metavar="DATASET", help="bundled/NAME or file:PATH")
+    command_data.add_argument(
+        "dataset", metavar="DATASET", help="bundled/NAME, d4rl/NAME or file:PATH"
+    )
     command_data.add_argument("--env", help="environment of a file that does not name its own")
     command_data.add_argument("--size", type=int, help="transitions of bundled data")
 

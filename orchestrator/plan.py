@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from algorithms.data import bundled
 from algorithms.data.catalog import DatasetSpec
+from algorithms.data.datasets import at_hand, missing
 from algorithms.identity import EnsembleSpec
+from algorithms.presets import PRESETS
 from orchestrator.results import ResultStore
 from orchestrator.sweep import Sweep, Trial
 
@@ -36,9 +38,14 @@ class Job:
     resume: Resume | None  # None: from the start
 
     @property
-    def ensembles(self) -> tuple[EnsembleSpec, ...]:
-        """The dynamics ensemble of each seed."""
+    def ensembles(self) -> tuple[EnsembleSpec | None, ...]:
+        """The dynamics ensemble of each seed, None without a model."""
         return tuple(self.trial.ensemble(seed) for seed in self.seeds)
+
+    @property
+    def ensemble_keys(self) -> set[str]:
+        """Those that must be there before it can start."""
+        return {spec.key for spec in self.ensembles if spec}
 
     @property
     def epochs_left(self) -> int:
@@ -59,6 +66,7 @@ class TrialPlan:
     done: tuple[int, ...]
     jobs: tuple[Job, ...]
     lost: tuple[int, ...] = ()  # seeds that start anew because their checkpoint is gone
+    same_as: Trial | None = None  # another name for that cell, which has the jobs
 
     @property
     def continuing(self) -> tuple[Job, ...]:
@@ -72,8 +80,10 @@ class TrialPlan:
         return {
             "name": self.trial.name,
             "variant": self.trial.variant,
+            "algorithm": self.trial.algorithm,
             "dataset": self.trial.dataset_label,
-            "epochs": self.trial.settings.epochs,
+            "settings": self.trial.settings.model_dump(mode="json"),
+            "same_as": self.same_as and self.same_as.name,
             "seeds": list(self.trial.seeds),
             "done": list(self.done),
             "continuing": [
@@ -115,6 +125,7 @@ class Plan:
     trials: tuple[TrialPlan, ...]
     ensembles: tuple[EnsemblePlan, ...]
     datasets_to_generate: tuple[DatasetSpec, ...]
+    missing_data: tuple[str, ...]  # for each file that a job lacks, where to put it
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -149,41 +160,66 @@ class Plan:
         return {
             "sweep": self.sweep.name,
             "question": self.sweep.question,
-            "algorithm": self.sweep.algorithm,
+            "preset": self.sweep.preset,
             "dynamics_seeds": self.sweep.dynamics_seeds,
             "trials": [trial.to_json() for trial in self.trials],
             "ensembles": [ensemble.to_json() for ensemble in self.ensembles],
             "datasets_to_generate": [dataset.id for dataset in self.datasets_to_generate],
+            "missing_data": list(self.missing_data),
             "gradient_steps": self.gradient_steps,
         }
 
     def render(self) -> RenderableType:
-        """Tables of trials and ensembles for a terminal."""
-        trials = Table(box=SIMPLE_HEAD, title=f"{self.sweep.name}: trials")
-        for heading in ("variant", "dataset", "done", "to continue", "new", "epochs"):
-            trials.add_column(heading, overflow="fold")
+        """Tables of trials, preset and ensembles for a terminal."""
+        shown: list[RenderableType] = [self._trials_table()]
+        if self.sweep.preset:
+            shown.append(self._preset_table(self.sweep.preset))
+        if self.ensembles:
+            shown.append(self._ensembles_table())
+        return Group(*shown, *self.missing_data, self.summary())
+
+    def _trials_table(self) -> Table:
+        headings = ("variant", "dataset", "done", "to continue", "new", "epochs")
+        table = _table(f"{self.sweep.name}: trials", headings)
         for cell in self.trials:
-            trials.add_row(
+            continuing = [
+                f"{_seeds(job.seeds)} from epoch {job.resume.epochs}"
+                for job in cell.continuing
+                if job.resume
+            ]
+            new = f"as {cell.same_as.variant}" if cell.same_as else _seeds(cell.new)
+            table.add_row(
                 cell.trial.variant,
                 cell.trial.dataset_label,
                 _seeds(cell.done),
-                "; ".join(
-                    f"{_seeds(job.seeds)} from epoch {job.resume.epochs}"
-                    for job in cell.continuing
-                    if job.resume
-                )
-                or "-",
-                _seeds(cell.new),
+                "; ".join(continuing) or "-",
+                new,
                 str(cell.trial.settings.epochs),
             )
-        ensembles = Table(box=SIMPLE_HEAD, title="dynamics ensembles")
-        for heading in ("dataset", "seed", "key", "state"):
-            ensembles.add_column(heading, overflow="fold")
+        return table
+
+    def _preset_table(self, preset: str) -> Table:
+        """What the preset decides: the same for all variants that do not choose otherwise."""
+        everywhere: dict[str, Any] = {}
+        rows: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
+        for cell in self.trials:
+            row = rows[cell.trial.dataset_label, cell.trial.algorithm]
+            for key, value in cell.trial.preset.items():
+                (everywhere if key in PRESETS[preset].everywhere else row)[key] = value
+        title = f"preset {preset}: {_settings(everywhere)}"
+        table = _table(title, ("dataset", "algorithm", "settings"))
+        table.caption = f"source: {PRESETS[preset].source}"
+        for (dataset, algorithm), values in rows.items():
+            table.add_row(dataset, algorithm, _settings(values))
+        return table
+
+    def _ensembles_table(self) -> Table:
+        table = _table("dynamics ensembles", ("dataset", "seed", "key", "state"))
         for ensemble in self.ensembles:
             spec = ensemble.spec
             state = "cached" if ensemble.cached else "to train" if ensemble.needed else "not needed"
-            ensembles.add_row(spec.dataset.id, str(spec.seed), spec.key, state)
-        return Group(trials, ensembles, self.summary())
+            table.add_row(spec.dataset.id, str(spec.seed), spec.key, state)
+        return table
 
 
 def make_plan(sweep: Sweep, trials: list[Trial], storage: Path) -> Plan:
@@ -193,15 +229,11 @@ def make_plan(sweep: Sweep, trials: list[Trial], storage: Path) -> Plan:
         UserError: a result in the storage is unreadable.
     """
     store = ResultStore(storage)
-    planned = tuple(_plan_trial(trial, store) for trial in trials)
-    specs = {
-        spec.key: spec
-        for trial in trials
-        for spec in (trial.ensemble(seed) for seed in trial.seeds)
-    }
+    planned = _plan_trials(trials, store)
+    specs = {spec.key: spec for trial in trials for spec in trial.ensembles}
     jobs = [job for cell in planned for job in cell.jobs]
-    needed = {job.trial.ensemble(seed).key for job in jobs for seed in job.seeds}
-    datasets = {job.trial.dataset.content_hash: job.trial.dataset for job in jobs}
+    needed = {key for job in jobs for key in job.ensemble_keys}
+    datasets = {job.trial.dataset.content_hash: job.trial.dataset for job in jobs}.values()
     return Plan(
         sweep=sweep,
         trials=planned,
@@ -213,12 +245,21 @@ def make_plan(sweep: Sweep, trials: list[Trial], storage: Path) -> Plan:
             )
             for key, spec in specs.items()
         ),
-        datasets_to_generate=tuple(
-            dataset
-            for dataset in datasets.values()
-            if dataset.recipe and not bundled.cache_path(dataset, storage).is_file()
-        ),
+        datasets_to_generate=tuple(d for d in datasets if d.recipe and not at_hand(d, storage)),
+        missing_data=tuple(filter(None, (missing(d, storage) for d in datasets))),
     )
+
+
+def _plan_trials(trials: list[Trial], store: ResultStore) -> tuple[TrialPlan, ...]:
+    first: dict[str, Trial] = {}
+    planned = []
+    for trial in trials:
+        cell = _plan_trial(trial, store)
+        same = first.setdefault(trial.cell_key, trial)
+        if same is not trial:
+            cell = replace(cell, jobs=(), lost=(), same_as=same)
+        planned.append(cell)
+    return tuple(planned)
 
 
 def _plan_trial(trial: Trial, store: ResultStore) -> TrialPlan:
@@ -257,3 +298,14 @@ def _count(number: int, noun: str) -> str:
 
 def _seeds(seeds: tuple[int, ...]) -> str:
     return ", ".join(map(str, seeds)) or "-"
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items()) or "-"
+
+
+def _table(title: str, headings: Iterable[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=title)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table

@@ -22,7 +22,7 @@ def summary(trials: Sequence[Trial], store: ResultStore) -> pd.DataFrame:
     Columns:
         variant, dataset: of the trial.
         seeds: asked for. seeds_done: finished, diverged ones included.
-        seeds_diverged: those whose losses or returns turned NaN.
+        seeds_diverged: those whose Q turned non-finite, or larger than any return could be.
         epochs: asked for. epochs_done: the most that a finished seed has, 0 without one.
         run_score, score_std: mean and sample standard deviation (ddof 1) over the seeds that are
             done and did not diverge, each seed counting with the mean of its last 10
@@ -30,6 +30,7 @@ def summary(trials: Sequence[Trial], store: ResultStore) -> pd.DataFrame:
         scores: how many seeds the two are over.
         behaviour_score: mean normalised score of the data's own episodes.
         codes: versions of the algorithms' code that trained the seeds that are done.
+        uses_model: whether the variant trains on a dynamics ensemble.
         minutes: wall time of training. Seeds of one checkpoint trained together: counted once.
     """
     return pd.DataFrame([_row(trial, store) for trial in trials])
@@ -60,6 +61,7 @@ def _row(trial: Trial, store: ResultStore) -> dict[str, object]:
         "score_std": scores.std(ddof=1),
         "scores": len(scores),
         "behaviour_score": behaviour[0] if behaviour else math.nan,
+        "uses_model": trial.settings.uses_model,
         "minutes": _minutes(found),
         "codes": {result.code for result in done if result.code},
     }
@@ -113,7 +115,7 @@ def notes(sweep: Sweep, frame: pd.DataFrame) -> list[str]:
         found.append("some seeds were trained for more epochs than this sweep asks for")
     if frame["codes"].map(len).sum() > 1 and len(set().union(*frame["codes"])) > 1:
         found.append("the seeds were trained by different versions of the algorithms' code")
-    if sweep.dynamics_seeds == "shared":
+    if sweep.dynamics_seeds == "shared" and frame["uses_model"].any():
         found.append(
             "dynamics_seeds: shared: all seeds train on one dynamics ensemble, "
             "so the spread leaves out the ensemble's share"

@@ -25,7 +25,7 @@ class SeedResult(BaseModel):
     trial: str  # name of the trial that trained it
     seed: int
     epochs: int  # done in all
-    run_score: float | None  # normalised; mean of the last 10 evaluations
+    run_score: float | None  # normalised; mean of the last 10 evaluations; None if it diverged
     # The score at the end of each training that reached its goal, by epochs: a sweep that
     # asked for 100 epochs keeps its number when another one goes on to 1000.
     finished_scores: dict[int, float] = {}
@@ -33,7 +33,7 @@ class SeedResult(BaseModel):
     minutes: float  # wall time of the trial's training up to here, over all its runs
     checkpoint: str | None  # folder; in the file relative to the storage, which may move
     index: int  # position in the checkpoint's stack of seeds
-    ensemble_key: str
+    ensemble_key: str | None  # None: trained without a model
     code: str = ""  # `algorithms.identity.code_hash`
     mlflow_run_id: str | None = None
     status: Literal["running", "finished", "diverged"]

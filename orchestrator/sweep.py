@@ -6,11 +6,9 @@ mistake is one sentence: the path of the key, what is wrong, what is allowed.
 
 from __future__ import annotations
 
-import difflib
-import itertools
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,13 +24,16 @@ from pydantic import (
 )
 
 from algorithms import ALGORITHMS
-from algorithms.data.catalog import DEFAULT_SIZE, DatasetSpec, resolve
+from algorithms.data.catalog import DEFAULT_SIZE, FILE_PREFIX, DatasetSpec, resolve
 from algorithms.errors import UserError, expected
 from algorithms.identity import EnsembleSpec, content_key, ensemble_seed
-from algorithms.settings import EnsembleSettings, OfflineSettings, reason
+from algorithms.presets import PRESETS, preset_settings
+from algorithms.settings import EnsembleSettings, OfflineSettings
+from orchestrator.sentences import model_sentence, refuse_duplicates, unknown_key
+from orchestrator.variants import ALGORITHM, Variant, check_names, expand, slug
 from orchestrator.yaml_file import read_yaml
 
-RESULT_FORMAT = 1
+RESULT_FORMAT = 2
 MAX_SEEDS = 1000
 
 
@@ -48,7 +49,7 @@ def _seed_list(value: object) -> tuple[int, ...]:
         and 1 <= len(value) <= MAX_SEEDS
         and all(type(seed) is int and 0 <= seed < 2**31 for seed in value)
     ):
-        _refuse_duplicates(value)
+        refuse_duplicates(value)
         return tuple(value)
     raise UserError(
         f"must be a number of seeds from 1 to {MAX_SEEDS} (2 means seeds 0 and 1) "
@@ -64,27 +65,31 @@ class DatasetEntry(BaseModel):
     id: str
     env: str | None = None
     size: Annotated[int, Field(ge=1)] | None = None
+    task: str | None = None  # of D4RL, for a file: which of a preset's values apply
 
 
 class Sweep(BaseModel):
     """A question, and the data sets, variants and seeds that answer it.
 
     `grid` lists the values of the hyperparameters that vary; every combination is
-    a variant. `fixed` holds those that do not. Both take the fields of the
-    algorithm's settings; what neither names keeps its default.
+    a variant. `variants` adds others by name. `fixed` holds what all share that have
+    it. All take the fields of the algorithms' settings; what none of them names is the
+    preset's, or keeps its default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
     question: str = ""
-    algorithm: str
+    algorithm: str | None = None  # of variants that do not choose one
     datasets: Annotated[
         tuple[Annotated[DatasetEntry, BeforeValidator(_entry)], ...],
         Field(min_length=1, strict=False),
     ]
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seed_list)]
+    preset: str | None = None
     grid: dict[str, list[Any]] = {}
+    variants: dict[str, dict[str, Any]] = {}
     fixed: dict[str, Any] = {}
     # per_seed: every seed trains on an ensemble of its own; shared: all on that of seed 0,
     # which is cheaper, but hides the ensemble's share of the spread over seeds.
@@ -107,52 +112,62 @@ class Sweep(BaseModel):
 
     @field_validator("algorithm")
     @classmethod
-    def _known_algorithm(cls, value: str) -> str:
-        if value not in ALGORITHMS:
+    def _known_algorithm(cls, value: str | None) -> str | None:
+        if value is not None and value not in ALGORITHMS:
             raise UserError(expected("algorithm", value, ALGORITHMS))
         return value
 
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, value: str | None) -> str | None:
+        if value is not None and value not in PRESETS:
+            raise UserError(expected("preset", value, PRESETS))
+        return value
+
     @model_validator(mode="after")
-    def _valid_variants(self) -> Self:
-        allowed = sorted(ALGORITHMS[self.algorithm].settings.model_fields)
-        for section, keys in (("grid", self.grid), ("fixed", self.fixed)):
-            for key in keys:
-                if key not in allowed:
-                    raise UserError(f"{section}.{key}: {_unknown_key(key, allowed)}")
-        if "epochs" in self.grid:
-            raise UserError(
-                "grid.epochs: belongs in 'fixed', because more epochs continue the same result"
-            )
+    def _valid_grid(self) -> Self:
         for key, values in self.grid.items():
             if key in self.fixed:
                 raise UserError(f"grid.{key}: stands in 'fixed' as well: keep one of the two")
             if not values:
                 raise UserError(f"grid.{key}: must list at least one value, got []")
             try:
-                _refuse_duplicates(values)
+                refuse_duplicates(values)
             except UserError as error:
                 raise UserError(f"grid.{key}: {error}") from None
-        for choices in self.combinations():
-            self.settings(choices)
         return self
 
-    def combinations(self) -> list[dict[str, Any]]:
-        """The grid's values of every variant, the last key varying fastest."""
-        return [
-            dict(zip(self.grid, values, strict=True))
-            for values in itertools.product(*self.grid.values())
-        ]
+    @model_validator(mode="after")
+    def _valid_variants(self) -> Self:
+        check_names(self.variants)
+        variants = self.expanded()
+        if ALGORITHM in self.fixed:
+            raise UserError("fixed.algorithm: belongs at the top level, in grid or in a variant")
+        known = {key for variant in variants for key in variant.entry.settings.model_fields}
+        for key in self.fixed:
+            if key not in known:
+                raise UserError(f"fixed.{key}: {unknown_key(key, sorted(known))}")
+        taken: dict[str, Variant] = {}
+        for variant in variants:
+            if "epochs" in variant.choices:
+                raise UserError(
+                    f"{variant.section}.epochs: belongs in 'fixed', "
+                    "because the variants of a table are trained equally long"
+                )
+            variant.check(self.fixed)
+            # A preset's values, which depend on the data set, are valid in themselves.
+            label = variant.label(variant.settings(self.fixed, preset={}))
+            other = taken.setdefault(slug(label), variant)
+            if variant.name is not None and other is not variant:
+                raise UserError(
+                    f"{variant.section}: names a folder {slug(label)!r}, as "
+                    f"{'the grid' if other.name is None else other.section} does: rename one"
+                )
+        return self
 
-    def settings(self, choices: Mapping[str, Any]) -> OfflineSettings:
-        """Every hyperparameter of one variant.
-
-        Raises:
-            UserError: a value is of the wrong type, out of bounds, or does not go with another.
-        """
-        try:
-            return ALGORITHMS[self.algorithm].settings(**self.fixed, **choices)
-        except ValidationError as error:
-            raise UserError(_settings_sentence(error, self.fixed, choices)) from None
+    def expanded(self) -> list[Variant]:
+        """The rows of the results table, the grid's first."""
+        return expand(self.algorithm, self.grid, self.variants)
 
 
 @dataclass(frozen=True)
@@ -161,8 +176,9 @@ class Trial:
 
     sweep: str
     algorithm: str
-    variant: str  # 'penalty=max_std, rollout_length=5'; 'default' without a grid
-    choices: Mapping[str, Any] = field(hash=False)  # the grid's values of this cell
+    variant: str  # its name, or 'penalty=max_std, rollout_length=5'; 'default' without choices
+    choices: Mapping[str, Any] = field(hash=False)  # the settings that the variant chooses
+    preset: Mapping[str, Any] = field(hash=False)  # those that are as the sweep's preset has them
     dataset: DatasetSpec
     settings: OfflineSettings
     seeds: tuple[int, ...]
@@ -172,11 +188,12 @@ class Trial:
     def name(self) -> str:
         """Unique in the sweep; safe as a folder's name and as an MLflow run's."""
         parts = [self.dataset.slug]
-        if self.dataset.recipe is None:  # files in different folders may have the same name
+        if self.dataset.id.startswith(FILE_PREFIX):
+            # Files in different folders may have the same name.
             parts.append(self.dataset.content_hash[:8])
-        elif self.dataset.size != DEFAULT_SIZE:
+        elif self.dataset.size not in (DEFAULT_SIZE, None):
             parts.append(str(self.dataset.size))
-        return f"{_slug(self.variant)}__{_slug('-'.join(parts))}"
+        return f"{slug(self.variant)}__{slug('-'.join(parts))}"
 
     @property
     def dataset_label(self) -> str:
@@ -185,35 +202,53 @@ class Trial:
             return self.dataset.id
         return f"{self.dataset.id} ({self.dataset.size:,})"
 
-    def ensemble(self, seed: int) -> EnsembleSpec:
-        """The dynamics ensemble on which `seed` trains."""
+    def ensemble(self, seed: int) -> EnsembleSpec | None:
+        """The dynamics ensemble on which `seed` trains; None if it trains without a model."""
+        if not self.settings.uses_model:
+            return None
         return EnsembleSpec(
             dataset=self.dataset,
             settings=self.settings.part(EnsembleSettings),
             seed=ensemble_seed(seed, self.dynamics_seeds),
         )
 
+    @property
+    def ensembles(self) -> list[EnsembleSpec]:
+        """All that the seeds train on, each once."""
+        specs = filter(None, map(self.ensemble, self.seeds))
+        return list({spec.key: spec for spec in specs}.values())
+
     def result_key(self, seed: int) -> str:
-        """Identity of one seed's result: more epochs continue it, anything else is another one."""
-        return content_key({**self._identity, "ensemble": self.ensemble(seed).key, "seed": seed})
+        """Identity of one seed's result: anything that changes what it learns is another one."""
+        ensemble = self.ensemble(seed)
+        return content_key({**self._identity, "ensemble": ensemble and ensemble.key, "seed": seed})
 
     @property
     def cell_key(self) -> str:
         """Identity of the cell, whichever of its seeds are trained."""
-        ensemble = self.settings.part(EnsembleSettings).model_dump(mode="json")
-        return content_key(
-            {**self._identity, "ensemble": ensemble, "dynamics_seeds": self.dynamics_seeds}
-        )
+        if self.settings.uses_model:
+            model = {
+                "ensemble": self.settings.part(EnsembleSettings).model_dump(mode="json"),
+                "dynamics_seeds": self.dynamics_seeds,
+            }
+        else:
+            model = {}
+        return content_key({**self._identity, **model})
 
     @property
     def _identity(self) -> dict[str, Any]:
-        # The ensemble's fields stay out because its key stands for them, `epochs` because a
-        # longer training is the same training continued.
-        left_out = {"epochs", *EnsembleSettings.model_fields}
+        settings = self.settings
+        # The ensemble's fields stay out because its key stands for them.
+        left_out = {*EnsembleSettings.model_fields, *settings.without_effect}
+        # At a constant rate, a longer training is the same training continued. A cosine over
+        # more epochs is another training, because every epoch's rate is another.
+        if settings.actor_lr_schedule == "constant":
+            left_out.add("epochs")
         return {
             "format": RESULT_FORMAT,
-            "algorithm": self.algorithm,
-            "settings": self.settings.model_dump(mode="json", exclude=left_out),
+            # Of the same settings, MBPO and MOPO without a penalty are one training.
+            "algorithm": ALGORITHMS[self.algorithm].base,
+            "settings": settings.model_dump(mode="json", exclude=left_out),
             "dataset": self.dataset.content_hash,
             "environment": self.dataset.env_id,
         }
@@ -228,112 +263,53 @@ def load_sweep(path: Path) -> Sweep:
     """
     content = read_yaml(path)
     if content is None:
-        required = [key for key, info in Sweep.model_fields.items() if info.is_required()]
-        raise UserError(f"{path} is empty: a sweep needs {', '.join(required)}")
+        raise UserError(f"{path} is empty: a sweep needs name, algorithm, datasets, seeds")
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a mapping of keys to values, got {reprlib.repr(content)}")
     try:
         return Sweep.model_validate(content)
     except ValidationError as error:
-        raise UserError(_sweep_sentence(error)) from None
+        raise UserError(model_sentence(error, Sweep, DatasetEntry)) from None
 
 
 def trials(sweep: Sweep) -> list[Trial]:
     """The cells of the sweep: every variant on the first data set, then on the next.
 
+    Variants of different names may be the same training; of the grid's combinations,
+    those that differ in nothing that has an effect are one.
+
     Raises:
-        UserError: a data set is unknown, missing, unreadable, or listed twice.
+        UserError: a data set is unknown, missing, unreadable, or listed twice, or the preset
+            has no values for it.
     """
     datasets: dict[str, DatasetSpec] = {}
+    cells: list[Trial] = []
     for index, entry in enumerate(sweep.datasets):
         try:
-            dataset = resolve(entry.id, env=entry.env, size=entry.size)
+            dataset = resolve(entry.id, env=entry.env, size=entry.size, task=entry.task)
+            same = datasets.setdefault(dataset.content_hash, dataset)
+            if same is not dataset:
+                raise UserError(f"{entry.id} holds the same data as {same.id}")
+            cells += [_cell(sweep, variant, dataset) for variant in sweep.expanded()]
         except UserError as error:
             raise UserError(f"datasets[{index}]: {error}") from None
-        same = datasets.setdefault(dataset.content_hash, dataset)
-        if same is not dataset:
-            raise UserError(f"datasets[{index}]: {entry.id} holds the same data as {same.id}")
-    cells = [
-        Trial(
-            sweep=sweep.name,
-            algorithm=sweep.algorithm,
-            variant=_variant(settings, choices),
-            choices={key: getattr(settings, key) for key in choices},
-            dataset=dataset,
-            settings=settings,
-            seeds=sweep.seeds,
-            dynamics_seeds=sweep.dynamics_seeds,
-        )
-        for dataset in datasets.values()
-        for choices in sweep.combinations()
-        for settings in [sweep.settings(choices)]
-    ]
-    return list({cell.cell_key: cell for cell in cells}.values())  # equal cells once
+    return list({(cell.cell_key, cell.variant): cell for cell in cells}.values())
 
 
-def _variant(settings: OfflineSettings, keys: Iterable[str]) -> str:
-    return ", ".join(f"{key}={_text(getattr(settings, key))}" for key in keys) or "default"
-
-
-def _text(value: object) -> str:
-    if isinstance(value, tuple):
-        return "x".join(map(_text, value))
-    if isinstance(value, float):
-        return str(value).removesuffix(".0").replace("e+", "e")
-    return str(value)
-
-
-def _slug(text: str, longest: int = 96) -> str:
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", text.replace(", ", "_"))
-    if len(slug) <= longest:
-        return slug
-    # File systems end a name at 255 bytes, MLflow at 250 characters.
-    return f"{slug[: longest - 9]}-{content_key({'text': text})[:8]}"
-
-
-# --- pydantic's errors as sentences ---------------------------------------------------------
-
-
-def _sweep_sentence(error: ValidationError) -> str:
-    details = error.errors(include_url=False)
-    # A misspelt key is the cause, the key that is therefore missing a consequence.
-    detail = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
-    path = _path(detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        model = Sweep if len(detail["loc"]) == 1 else DatasetEntry
-        return f"{path}: {_unknown_key(str(detail['loc'][-1]), model.model_fields)}"
-    if detail["type"] == "missing":
-        return f"{path}: this key is required"
-    return f"{path}: {reason(detail)}" if path else reason(detail)
-
-
-def _settings_sentence(
-    error: ValidationError, fixed: Mapping[str, Any], choices: Mapping[str, Any]
-) -> str:
-    detail = error.errors(include_url=False)[0]
-    sentence = reason(detail)
-    given = [*(("grid", key) for key in choices), *(("fixed", key) for key in fixed)]
-    # A rule between several keys has no location of its own, but its sentence names them.
-    named = set(detail["loc"][:1] or re.findall(r"\w+", sentence))
-    path = ", ".join(f"{section}.{key}" for section, key in given if key in named)
-    return f"{path or 'fixed'}: {sentence}"
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return "".join(parts).removeprefix(".")
-
-
-def _unknown_key(key: str, allowed: Iterable[str]) -> str:
-    allowed = list(allowed)
-    nearest = difflib.get_close_matches(key, allowed, n=1)
-    hint = f" (did you mean {nearest[0]!r})" if nearest else ""
-    return f"unknown key{hint}: one of {', '.join(allowed)}"
-
-
-def _refuse_duplicates(values: Iterable[object]) -> None:
-    seen: list[object] = []  # not a set: a value may be a list
-    for value in values:
-        if value in seen:
-            raise UserError(f"{value!r} is listed twice")
-        seen.append(value)
+def _cell(sweep: Sweep, variant: Variant, dataset: DatasetSpec) -> Trial:
+    preset: dict[str, Any] = {}
+    if sweep.preset is not None:
+        preset = preset_settings(sweep.preset, variant.algorithm, dataset.task)
+    settings = variant.settings(sweep.fixed, preset)
+    in_force = {key: value for key, value in preset.items() if getattr(settings, key) == value}
+    return Trial(
+        sweep=sweep.name,
+        algorithm=variant.algorithm,
+        variant=variant.label(settings),
+        choices={key: getattr(settings, key) for key in variant.chosen_settings},
+        preset={k: v for k, v in in_force.items() if k not in settings.without_effect},
+        dataset=dataset,
+        settings=settings,
+        seeds=sweep.seeds,
+        dynamics_seeds=sweep.dynamics_seeds,
+    )

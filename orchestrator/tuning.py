@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +30,19 @@ from algorithms.dynamics.store import read_ensemble
 from algorithms.errors import UserError
 from algorithms.identity import EnsembleSpec, content_key
 from orchestrator import ensembles, report
-from orchestrator.callbacks import ProgressCallback, ResultCallback
+from orchestrator.callbacks import (
+    DivergenceCallback,
+    ProgressCallback,
+    ResultCallback,
+    divergence_tags,
+)
 from orchestrator.plan import Job, Plan, make_plan
 from orchestrator.progress import StageProgress
 from orchestrator.results import ResultStore
 from orchestrator.settings import Settings
 from orchestrator.sweep import Sweep, Trial
 from orchestrator.tracking import MLflowCallback, Tracker
+from orchestrator.variants import slug
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
@@ -82,14 +88,14 @@ def _train(
     for ensemble in plan.ensembles:
         _record_ensemble(tracker, ensemble.spec, storage)
     for cell in plan.trials:
-        if not cell.jobs:  # trained before, perhaps by another sweep
+        if not cell.jobs and not cell.same_as:  # trained before, perhaps by another sweep
             _record_trained(tracker, cell.trial, ResultStore(storage))
-    jobs = [job for job in plan.jobs if not broken.keys() & {spec.key for spec in job.ensembles}]
+    jobs = [job for job in plan.jobs if not broken.keys() & job.ensemble_keys]
     failed = _tune(plan.sweep, jobs, settings, tracker, gpus, console) if jobs else {}
     # Tune only logs what goes wrong in a callback: a full disk may have kept a result.
     trials = [cell.trial for cell in plan.trials]
     for job in make_plan(plan.sweep, trials, storage).jobs:
-        if not broken.keys() & {spec.key for spec in job.ensembles}:
+        if not broken.keys() & job.ensemble_keys:
             failed.setdefault(_name(job.trial.name, job.seeds), "its result is incomplete")
     return [*broken.values(), *(f"{name}: {error}" for name, error in failed.items())]
 
@@ -100,9 +106,10 @@ def _locked(trials: Sequence[Trial], storage: Path) -> Iterator[None]:
     folder = storage / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        for trial in sorted(trials, key=lambda trial: trial.cell_key):
+        cells = {trial.cell_key: trial for trial in trials}  # two names may be one cell
+        for cell_key, trial in sorted(cells.items()):
             try:
-                held.enter_context(FileLock(folder / f"{trial.cell_key}.lock", timeout=0))
+                held.enter_context(FileLock(folder / f"{cell_key}.lock", timeout=0))
             except Timeout:
                 raise UserError(
                     f"another run is training {trial.name} in {storage}: let it end first"
@@ -144,11 +151,13 @@ def _tracker(sweep: Sweep, settings: Settings) -> Tracker:
         sweep.name,
         question=sweep.question,
         params={
-            "algorithm": sweep.algorithm,
+            "algorithm": list(dict.fromkeys(v.algorithm for v in sweep.expanded())),
+            "preset": sweep.preset or "none",
             "seeds": list(sweep.seeds),
             "dynamics_seeds": sweep.dynamics_seeds,
             "datasets": [entry.id for entry in sweep.datasets],
             **{f"grid.{key}": values for key, values in sweep.grid.items()},
+            **{f"variants.{slug(name)}": choices for name, choices in sweep.variants.items()},
             **{f"fixed.{key}": value for key, value in sweep.fixed.items()},
         },
         artifact_root=settings.artifacts.as_uri() if embedded else None,
@@ -156,12 +165,15 @@ def _tracker(sweep: Sweep, settings: Settings) -> Tracker:
 
 
 def _record_ensemble(tracker: Tracker, spec: EnsembleSpec, storage: Path) -> None:
+    from orchestrator.figures import ensemble_picture  # matplotlib takes half a second
+
     published = read_ensemble(storage, spec.key)
     if published is None:  # no job needs it
         return
     metrics = published.description["metrics"]
     numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
     numbers |= {f"penalty_mean/{k}": v for k, v in metrics["penalty_mean"].items()}
+    picture = ensemble_picture(published, spec, storage)
     tracker.log_ensemble(
         spec.key,
         name=f"{spec.dataset.slug} seed {spec.seed}",
@@ -171,6 +183,7 @@ def _record_ensemble(tracker: Tracker, spec: EnsembleSpec, storage: Path) -> Non
         path=published.path,
         metrics=numbers,
         history=published.description["history"],
+        files=[picture] if picture else [],
     )
 
 
@@ -199,37 +212,53 @@ def _tune(
     at_once = max(1, int(cpus // sweep.cpus_per_trial)) if settings.ray_address is None else None
     experiment = f"{sweep.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     store = ResultStore(settings.storage)
+    failed: dict[str, str] = {}
     with StageProgress(console) as progress:
-        tuner = tune.Tuner(
-            ALGORITHMS[sweep.algorithm].config_class()().algo_class,
-            param_space={
-                "job": tune.grid_search([job_config(job, settings.storage) for job in jobs]),
-                "num_cpus_for_main_process": sweep.cpus_per_trial,
-                "num_gpus_per_learner": gpus,
-                "checkpoint_every_s": 60 * sweep.checkpoint_minutes,
-            },
-            tune_config=tune.TuneConfig(
-                max_concurrent_trials=at_once,
-                trial_name_creator=lambda trial: trial.config["job"]["record"]["name"],
-                trial_dirname_creator=_folder,
-            ),
-            run_config=tune.RunConfig(
-                name=experiment,
-                storage_path=str(settings.storage / "trials"),
-                callbacks=[
-                    MLflowCallback(tracker),
-                    ResultCallback(store, tracker),
-                    ProgressCallback(progress),
-                ],
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=True),
-                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-                verbose=0,
-            ),
-        )
-        results = tuner.fit()
-    ours = (settings.storage / "trials" / experiment).glob("*/checkpoint_*")
+        for base, group in by_base_algorithm(jobs).items():
+            tuner = tune.Tuner(
+                ALGORITHMS[base].config_class()().algo_class,
+                param_space={
+                    "job": tune.grid_search([job_config(job, settings.storage) for job in group]),
+                    "num_cpus_for_main_process": sweep.cpus_per_trial,
+                    "num_gpus_per_learner": gpus,
+                    "checkpoint_every_s": 60 * sweep.checkpoint_minutes,
+                },
+                tune_config=tune.TuneConfig(
+                    max_concurrent_trials=at_once,
+                    trial_name_creator=lambda trial: trial.config["job"]["record"]["name"],
+                    trial_dirname_creator=_folder,
+                ),
+                run_config=tune.RunConfig(
+                    name=f"{experiment}-{base}",
+                    storage_path=str(settings.storage / "trials"),
+                    callbacks=[
+                        MLflowCallback(tracker),
+                        DivergenceCallback(tracker),
+                        ResultCallback(store, tracker),
+                        ProgressCallback(progress),
+                    ],
+                    checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=True),
+                    failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                    verbose=0,
+                ),
+            )
+            failed |= _failures(tuner.fit())
+    ours = (settings.storage / "trials").glob(f"{experiment}-*/*/checkpoint_*")
     left_behind = {Path(job.resume.checkpoint) for job in jobs if job.resume}
     _prune({*ours, *left_behind}, store)
+    return failed
+
+
+def by_base_algorithm(jobs: Iterable[Job]) -> dict[str, list[Job]]:
+    """The jobs of each Tuner, which takes one trainable: that of `mopo` trains `sac` as well."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(ALGORITHMS[job.trial.algorithm].base, []).append(job)
+    return groups
+
+
+def _failures(results: tune.ResultGrid) -> dict[str, str]:
+    """The error of each trial that failed, by its folder."""
     failed = {}
     for result in (results[index] for index in range(len(results))):
         if result.error is not None:
@@ -260,7 +289,7 @@ def job_config(job: Job, storage: Path) -> dict[str, Any]:
             **_record(trial, job.seeds),
             # For `ResultCallback`, in the order of the seeds.
             "result_keys": [trial.result_key(seed) for seed in job.seeds],
-            "ensemble_of_seed": [spec.key for spec in job.ensembles],
+            "ensemble_of_seed": [spec and spec.key for spec in job.ensembles],
         },
     }
 
@@ -279,7 +308,7 @@ def _record(trial: Trial, seeds: Sequence[int]) -> dict[str, Any]:
         "dataset": _dataset_record(trial),
         "seeds": list(seeds),
         "cell_seeds": list(trial.seeds),
-        "ensemble_keys": sorted({trial.ensemble(seed).key for seed in trial.seeds}),
+        "ensemble_keys": sorted(spec.key for spec in trial.ensembles),
         "tags": {"variant": trial.variant},
     }
 
@@ -288,7 +317,9 @@ def _record_trained(tracker: Tracker, trial: Trial, store: ResultStore) -> None:
     """A run for a cell that needs no training: MLflow shows every cell of the sweep."""
     results = {seed: store.get(trial.result_key(seed)) for seed in trial.seeds}
     found = {seed: result for seed, result in results.items() if result is not None}
-    tracker.start_trial(_record(trial, trial.seeds))
+    record = _record(trial, trial.seeds)
+    diverged = [seed for seed, result in found.items() if result.status == "diverged"]
+    tracker.start_trial({**record, "tags": {**record["tags"], **divergence_tags(diverged)}})
     tracker.log_result(
         trial.cell_key,
         {

@@ -77,7 +77,10 @@ class DynamicsEnsemble(nn.Module):
         """
         mean = self.input_mean_SI[:, None, None]
         std = self.input_std_SI[:, None, None]
-        mean, log_var = self.network((inputs - mean) / std).chunk(2, dim=-1)
+        return self._gaussian(self.network((inputs - mean) / std))
+
+    def _gaussian(self, output: Tensor) -> Gaussian:
+        mean, log_var = output.chunk(2, dim=-1)
         low, high = self.min_log_var_SD[:, None, None], self.max_log_var_SD[:, None, None]
         log_var = high - F.softplus(high - log_var)
         log_var = low + F.softplus(log_var - low)
@@ -88,6 +91,15 @@ class DynamicsEnsemble(nn.Module):
         inputs = torch.cat([obs_SBO, action_SBA], dim=-1)[:, None]
         gaussian = self(inputs)
         return Prediction(gaussian.mean_SEBD, (0.5 * gaussian.log_var_SEBD).exp(), member_SB)
+
+    def predict_one(self, obs_SBO: Tensor, action_SBA: Tensor, member_S: Tensor) -> Prediction:
+        """The Gaussian of one member per seed alone, as a prediction with E = 1."""
+        inputs = torch.cat([obs_SBO, action_SBA], dim=-1)
+        inputs = (inputs - self.input_mean_SI[:, None]) / self.input_std_SI[:, None]
+        gaussian = self._gaussian(self.network.one_member(inputs, member_S)[:, None])
+        std = (0.5 * gaussian.log_var_SEBD).exp()
+        own = torch.zeros(obs_SBO.shape[:-1], dtype=torch.long, device=obs_SBO.device)
+        return Prediction(gaussian.mean_SEBD, std, own)
 
     def set_input_statistics(self, mean_SI: Tensor, std_SI: Tensor) -> None:
         """Standardise inputs with these; a std below 1e-12 (a constant input) becomes 1."""

@@ -11,15 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from algorithms.compilation import Run, run_eagerly
 from algorithms.dynamics.ensemble import DynamicsEnsemble, sample_member
 from algorithms.penalties import Prediction
-from algorithms.randomness import randint, randn
+from algorithms.randomness import randint, randn, randperm
 from algorithms.sac import TanhGaussian
-from algorithms.transitions import Transition
+from algorithms.transitions import Transition, unpack
 
-# Start states at once. On a CPU seven members' activations stay in the cache; on a GPU a
-# layer's take 90 MB per seed.
-CPU_CHUNK, GPU_CHUNK = 1024, 16_384
+# Activations at once, in rows times members. On a CPU they stay in the cache; on a GPU a layer's
+# take 90 MB per seed.
+CPU_CHUNK, GPU_CHUNK = 7 * 1024, 7 * 16_384
 QUANTILE_SAMPLE = 10_000
 
 
@@ -47,62 +48,152 @@ def rollout(
     penalty: Callable[[Prediction], Tensor],
     penalty_coef_S: Tensor,
     termination_fn: Callable[[Tensor], Tensor],
+    own_member_only: bool = False,
     quantiles: Sequence[float] = (),
+    run: Run = run_eagerly,
 ) -> Rollout:
     """`length` steps from every start state with the current stochastic policy.
 
-    Each step samples a random elite per row and then that member's Gaussian;
-    r~ = r - penalty_coef * penalty (MOPO, eq. 5). All random numbers are drawn
-    beforehand, so that they depend neither on chunks nor on who terminates.
+    Each step gives every row a random elite, in equal shares, and samples that
+    member's Gaussian; r~ = r - penalty_coef * penalty (MOPO, eq. 5).
+
+    Args:
+        ensemble: of S seeds.
+        policy: obs `[S, B, O]` -> action distribution.
+        start_SBO: B start states per seed.
+        generators: one per seed.
+        length: h.
+        penalty: of `PENALTIES`.
+        penalty_coef_S: lambda.
+        termination_fn: next_obs -> done.
+        own_member_only: whether the penalty sees the row's own member alone. The others
+            are then left out, and rows are grouped by member.
+        quantiles: of the penalty, to be reported.
+        run: calls the arithmetic of a step, compiled or not.
     """
     _, num_starts, obs_dim = start_SBO.shape
-    action_dim = ensemble.action_dim
-    action_noise = randn(generators, length, num_starts, action_dim)
-    model_noise = randn(generators, length, num_starts, obs_dim + 1)
-    elite = randint(generators, ensemble.elites_SK.shape[1], length, num_starts)
-
+    elites_KS = ensemble.elites_SK.T
     chunk = CPU_CHUNK if start_SBO.device.type == "cpu" else GPU_CHUNK
-    # In the order of chunks, then of steps.
+    members = 1 if own_member_only else ensemble.num_ensemble
+    step = _step_of_one_member if own_member_only else _step_of_all_members
     rows: list[Tensor] = []
     keep: list[Tensor] = []
     rewards: list[Tensor] = []
     penalties: list[Tensor] = []
-    for begin in range(0, num_starts, chunk):
-        part = slice(begin, begin + chunk)
-        obs = start_SBO[:, part]
-        alive = torch.ones(obs.shape[:2], dtype=torch.bool, device=obs.device)
-        for t in range(length):
-            action, _ = policy(obs).sample(action_noise[:, t, part])
-            member = ensemble.elites_SK.gather(1, elite[:, t, part])
-            prediction = ensemble.predict(obs, action, member)
-            outcome = sample_member(prediction, model_noise[:, t, part])
-            next_obs, reward = obs + outcome[..., :-1], outcome[..., -1]
-            uncertainty = penalty(prediction)
-            penalised = reward - penalty_coef_S[:, None] * uncertainty
-            done = termination_fn(next_obs)
-            row = Transition(obs, action, penalised, next_obs, done.float()).pack()
-            # A model that ran away to inf or nan must not poison the buffer.
-            valid = alive & row.isfinite().all(dim=-1)
-            rows.append(row)
-            keep.append(valid)
-            rewards.append(reward)
-            penalties.append(uncertainty)
-            alive = valid & ~done
-            obs = next_obs
+    obs = start_SBO
+    alive = torch.ones(obs.shape[:2], dtype=torch.bool, device=obs.device)
+    for _ in range(length):
+        action_noise = randn(generators, num_starts, ensemble.action_dim)
+        model_noise = randn(generators, num_starts, obs_dim + 1)
+        order_SN = randperm(generators, num_starts)
+        # Every elite gets an equal share of the shuffled rows.
+        parts = [
+            (index_SB, member_S)
+            for share_SB, member_S in zip(
+                order_SN.tensor_split(len(elites_KS), dim=1), elites_KS, strict=True
+            )
+            for index_SB in share_SB.split(max(1, chunk // members), dim=1)
+        ]
+        stepped = [
+            run(
+                step,
+                ensemble,
+                policy,
+                *(_take(x, index_SB) for x in (obs, action_noise, model_noise)),
+                member_S,
+                penalty,
+                penalty_coef_S,
+                termination_fn,
+            )
+            for index_SB, member_S in parts
+        ]
+        # Back into the rows' own order.
+        order_SN = torch.cat([index_SB for index_SB, _ in parts], dim=1).argsort(dim=1)
+        row, reward, uncertainty = (
+            _take(torch.cat(columns, dim=1), order_SN) for columns in zip(*stepped, strict=True)
+        )
+        # A model that ran away to inf or nan must not poison the buffer.
+        valid = alive & row.isfinite().all(dim=-1)
+        rows.append(row)
+        keep.append(valid)
+        rewards.append(reward)
+        penalties.append(uncertainty)
+        step_rows = unpack(row, obs_dim, ensemble.action_dim)
+        alive, obs = valid & (step_rows.terminal == 0), step_rows.next_obs
     rows_SNW, keep_SN = torch.cat(rows, dim=1), torch.cat(keep, dim=1)
     kept_S = keep_SN.sum(dim=1).clamp(min=1)
     penalty_SN = torch.where(keep_SN, torch.cat(penalties, dim=1), torch.nan)
-    done_SN = rows_SNW[..., -1] > 0
     return Rollout(
         rows_SNW=rows_SNW,
         keep_SN=keep_SN,
-        last_rows_SNW=torch.cat(rows[length - 1 :: length], dim=1),
-        last_keep_SN=torch.cat(keep[length - 1 :: length], dim=1),
+        last_rows_SNW=rows[-1],
+        last_keep_SN=keep[-1],
         reward_S=torch.where(keep_SN, torch.cat(rewards, dim=1), 0.0).sum(dim=1) / kept_S,
         penalty_S=penalty_SN.nansum(dim=1) / kept_S,
         penalty_quantiles_QS=_quantiles(penalty_SN, quantiles),
-        terminated_S=(keep_SN & done_SN).sum(dim=1) / num_starts,
+        terminated_S=(keep_SN & (rows_SNW[..., -1] > 0)).sum(dim=1) / num_starts,
     )
+
+
+def _step_of_all_members(
+    ensemble: DynamicsEnsemble,
+    policy: Callable[[Tensor], TanhGaussian],
+    obs: Tensor,
+    action_noise: Tensor,
+    model_noise: Tensor,
+    member_S: Tensor,
+    penalty: Callable[[Prediction], Tensor],
+    penalty_coef_S: Tensor,
+    termination_fn: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of rows that share a member: packed transitions, reward and penalty of each."""
+    action, _ = policy(obs).sample(action_noise)
+    member_SB = member_S[:, None].expand(obs.shape[:2])
+    prediction = ensemble.predict(obs, action, member_SB)
+    return _transition(
+        obs, action, prediction, model_noise, penalty, penalty_coef_S, termination_fn
+    )
+
+
+def _step_of_one_member(
+    ensemble: DynamicsEnsemble,
+    policy: Callable[[Tensor], TanhGaussian],
+    obs: Tensor,
+    action_noise: Tensor,
+    model_noise: Tensor,
+    member_S: Tensor,
+    penalty: Callable[[Prediction], Tensor],
+    penalty_coef_S: Tensor,
+    termination_fn: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without the other members."""
+    action, _ = policy(obs).sample(action_noise)
+    prediction = ensemble.predict_one(obs, action, member_S)
+    return _transition(
+        obs, action, prediction, model_noise, penalty, penalty_coef_S, termination_fn
+    )
+
+
+def _transition(
+    obs: Tensor,
+    action: Tensor,
+    prediction: Prediction,
+    model_noise: Tensor,
+    penalty: Callable[[Prediction], Tensor],
+    penalty_coef_S: Tensor,
+    termination_fn: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    outcome = sample_member(prediction, model_noise)
+    next_obs, reward = obs + outcome[..., :-1], outcome[..., -1]
+    uncertainty = penalty(prediction)
+    penalised = reward - penalty_coef_S[:, None] * uncertainty
+    done = termination_fn(next_obs).float()
+    return Transition(obs, action, penalised, next_obs, done).pack(), reward, uncertainty
+
+
+def _take(x: Tensor, index_SB: Tensor) -> Tensor:
+    """Rows `[S, B, ...]` of `[S, N, ...]`."""
+    return x[torch.arange(len(x), device=x.device)[:, None], index_SB]
 
 
 def _quantiles(values_SN: Tensor, quantiles: Sequence[float]) -> Tensor:

@@ -24,6 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
@@ -35,6 +36,7 @@ from orchestrator.tracking.writer import (
     Artifact,
     End,
     Entry,
+    File,
     Open,
     Ref,
     Status,
@@ -168,6 +170,7 @@ class Tracker:
         path: str,
         metrics: Mapping[str, float],
         history: Sequence[Mapping[str, float]] = (),
+        files: Sequence[Path] = (),
     ) -> None:
         """Record a trained ensemble; one that is recorded already is left as it is.
 
@@ -180,6 +183,7 @@ class Tracker:
             path: the folder where it is published.
             metrics: of the published ensemble (holdout mse, calibration).
             history: metrics of each epoch, from the first.
+            files: kept with the run under their names; read when they are written, not now.
         """
         tags = {**self._tags, **_dataset_tags(dataset), "orchestrator.path": path}
         curves = [
@@ -197,6 +201,7 @@ class Tracker:
             ),
             *curves,
             *_metrics(metrics, len(history)),
+            *map(File, files),
             End("FINISHED"),
         )
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, takewhile
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mlflow import MlflowClient
@@ -68,6 +69,13 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class File:
+    """A file to keep with the run as it is, under its own name. Read when its turn comes."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
 class End:
     """Set a run's final status."""
 
@@ -75,7 +83,7 @@ class End:
 
 
 Logged = Metric | Param | RunTag  # what shares a request
-Entry = Logged | Open | Artifact | DatasetInput | End
+Entry = Logged | Open | Artifact | File | DatasetInput | End
 
 
 class RefusedError(Exception):
@@ -239,6 +247,10 @@ class Writer:
         run = self.runs[ref]
         if isinstance(first, Artifact):
             self._client.log_text(run, first.text, first.file)
+        elif isinstance(first, File):
+            if not first.path.is_file():
+                raise RefusedError(f"{first.path} is gone")
+            self._client.log_artifact(run, str(first.path))
         elif isinstance(first, DatasetInput):
             self._client.log_inputs(run, [first])
         elif isinstance(first, End):

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+import reference
 import torch
 
 from algorithms.data.catalog import DatasetSpec
@@ -47,26 +48,6 @@ def generators(*seeds):
 # --- the loss
 
 
-def softplus(x):
-    return np.logaddexp(0, x)
-
-
-def numpy_loss(p, x, y, weight_decay):
-    """Of one seed; x [E, B, I], y [E, B, D], p a list as `DynamicsEnsemble.parameters()`."""
-    min_lv, max_lv, w1, w2, b1, b2 = p
-    total = 0.0
-    for e in range(len(x)):
-        hidden = x[e] @ w1[e] + b1[e]
-        hidden = hidden / (1 + np.exp(-hidden))
-        mean, lv = np.split(hidden @ w2[e] + b2[e], 2, axis=1)
-        lv = max_lv - softplus(max_lv - lv)
-        lv = min_lv + softplus(lv - min_lv)
-        total += np.mean((mean - y[e]) ** 2 / np.exp(lv) + lv)
-        for wd, w in zip(weight_decay, (w1, w2), strict=True):
-            total += wd * 0.5 * np.sum(w[e] ** 2)
-    return total + 0.01 * (np.sum(max_lv) - np.sum(min_lv))
-
-
 def test_loss_and_its_gradient_agree_with_numpy():
     settings = small(num_ensemble=2)
     ensemble = DynamicsEnsemble(1, 1, settings, generators(0, 1)).double()
@@ -97,7 +78,9 @@ def test_loss_and_its_gradient_agree_with_numpy():
         inputs = (x[s] - ensemble.input_mean_SI[s].numpy()) / ensemble.input_std_SI[s].numpy()
 
         def loss(parameters=parameters, inputs=inputs, targets=y[s]):
-            return numpy_loss(parameters, inputs, targets, settings.dynamics_weight_decay)
+            return reference.ensemble_loss(
+                parameters, inputs, targets, settings.dynamics_weight_decay
+            )
 
         assert float(loss_S[s].detach()) == pytest.approx(loss(), rel=1e-12)
         for parameter, values in zip(ensemble.parameters(), parameters, strict=True):

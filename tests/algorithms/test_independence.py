@@ -31,12 +31,23 @@ def assert_seed_equal(company, position, alone):
         torch.testing.assert_close(one_statistics[name][position], value[0], **TOLERANCE, msg=name)
 
 
-@pytest.mark.parametrize("penalty", ["max_std", "none"])
-def test_policies_of_100_steps_together_and_alone(offline_training, penalty):
-    together = run(offline_training((3, 8), penalty=penalty))
-    alone = [run(offline_training((seed,), penalty=penalty)) for seed in (3, 8)]
-    swapped = run(offline_training((8, 3), penalty=penalty))
-    start = offline_training((3,)).state_dict()
+LEARNED = {"beta": "learned", "beta_threshold": 0.1}
+VARIANTS = {
+    "max_std": ("mopo", {"penalty": "max_std"}),
+    "none": ("mopo", {"penalty": "none"}),
+    "combo": ("combo", LEARNED),
+    "previous_policy": ("combo", LEARNED | {"prior": "previous_policy", "rho_states": "model"}),
+    "cql": ("cql", {"importance": "balanced"}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_policies_of_100_steps_together_and_alone(offline_training, variant):
+    algorithm, changes = VARIANTS[variant]
+    together = run(offline_training((3, 8), algorithm, **changes))
+    alone = [run(offline_training((seed,), algorithm, **changes)) for seed in (3, 8)]
+    swapped = run(offline_training((8, 3), algorithm, **changes))
+    start = offline_training((3,), algorithm, **changes).state_dict()
     for k in (0, 1):
         assert_seed_equal(together, k, alone[k])
         assert_seed_equal(swapped, 1 - k, alone[k])
@@ -44,6 +55,10 @@ def test_policies_of_100_steps_together_and_alone(offline_training, penalty):
     name = "networks/actor.weights.0"
     assert (alone[0][0][name] - start[name]).abs().max() > 2e-3
     assert (alone[0][0][name] - alone[1][0][name]).abs().max() > 0.1
+    if changes.get("beta") == "learned":
+        betas = [float(state["log_beta"]) for state, _ in alone]
+        assert min(map(abs, betas)) > 0.01
+        assert abs(betas[0] - betas[1]) > 1e-3
 
 
 @pytest.mark.parametrize("what", ["networks", "ensemble"])

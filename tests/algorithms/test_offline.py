@@ -1,7 +1,11 @@
-"""What an epoch of MOPO trains on."""
+"""What an epoch trains on, what it reports, and what the model thinks of the policy."""
+
+import math
 
 import pytest
 import torch
+
+from algorithms.penalties import PENALTIES, Prediction
 
 
 def as_set(rows):
@@ -13,13 +17,13 @@ def test_batches_are_5_percent_real_rows_and_model_rows_of_the_same_seed(
 ):
     training = offline_training((3, 8), batch_size=256, real_ratio=0.05)
     training.buffer.rows_SNW.fill_(torch.nan)  # what was never written must never be drawn
-    batches, step = [], training._gradient_step
+    batches, step = [], training.agent.gradient_step
 
     def recorded_step(batch, noise):
         batches.append((batch, noise))
         return step(batch, noise)
 
-    monkeypatch.setattr(training, "_gradient_step", recorded_step)
+    monkeypatch.setattr(training.agent, "gradient_step", recorded_step)
     statistics = training.train_epoch()
     assert len(batches) == 25
     real = as_set(training.data_NW)
@@ -60,3 +64,188 @@ def test_an_epoch_counts_once_and_trains_without_real_rows_too(offline_training)
     assert training.epoch == 1
     assert "q_data" not in statistics
     assert all(value.shape == (2,) for value in statistics.values())
+
+
+# --- the model's data: coefficient, learning rate, none at all
+
+
+def test_a_matched_coefficient_is_used_seed_by_seed(offline_training):
+    """As if each seed had been given its own product as a raw coefficient."""
+    means = [{"max_std": 3.0, "combined": 2.0}, {"max_std": 1.0, "combined": 4.0}]
+    matched = offline_training(
+        (3, 8), penalty="combined", penalty_coef_mode="matched", penalty_mean=means
+    )
+    statistics = matched.train_epoch()
+    raw = [
+        offline_training((seed,), penalty="combined", penalty_coef=2.5 * ratio)
+        for seed, ratio in ((3, 1.5), (8, 0.25))
+    ]
+    for s, alone in enumerate(raw):
+        expected = alone.train_epoch()
+        for name, value in expected.items():
+            torch.testing.assert_close(statistics[name][s], value[0], rtol=1e-5, atol=1e-6)
+        rows = alone.buffer.rows_SNW[0]
+        torch.testing.assert_close(matched.buffer.rows_SNW[s], rows, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["mopo", "combo"])
+def test_the_actors_lr_falls_by_a_cosine_over_the_run(offline_training, algorithm):
+    def lrs_of(training, epochs):
+        lrs = []
+        for _ in range(epochs):
+            training.train_epoch()
+            lrs += [group["lr"] for group in training.agent.optimizers.actor.param_groups]
+        return lrs
+
+    options = {"actor_lr": 0.01, "epochs": 8, "gradient_steps_per_epoch": 1}
+    assert lrs_of(offline_training((3,), algorithm, **options), 3) == [0.01] * 3
+    options["actor_lr_schedule"] = "cosine"
+    training = offline_training((3,), algorithm, **options)
+    lrs = lrs_of(training, 5)
+    assert lrs[0] == 0.01
+    expected = [0.005 * (1 + math.cos(math.pi * epoch / 8)) for epoch in range(8)]
+    assert lrs == pytest.approx(expected[:5])
+    resumed = offline_training((3,), algorithm, **options)
+    resumed.load_state_dict(training.state_dict())
+    assert lrs_of(resumed, 3) == pytest.approx(expected[5:])
+    assert expected[-1] > 0  # the last epoch still learns
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "cql"])
+def test_without_model_rows_there_is_neither_model_nor_buffer(offline_training, algorithm):
+    training = offline_training((3, 8), algorithm)
+    assert training.ensemble is None
+    assert training.buffer.capacity == 0
+    batches, step = [], training.agent.gradient_step
+
+    def recorded_step(batch, noise):
+        batches.append(batch.pack())
+        return step(batch, noise)
+
+    training.agent.gradient_step = recorded_step
+    statistics = training.train_epoch()
+    drawn = torch.stack(batches)
+    assert drawn.shape[:3] == (25, 2, 32)
+    assert as_set(drawn.flatten(0, 2)) == as_set(training.data_NW)  # all of 200, in 1600 draws
+    assert {"critic_loss", "q_data", "diverged"} <= statistics.keys()
+    assert not statistics.keys() & {"q_model", "model_reward", "penalty", "q_last_step"}
+    assert training.diverged_S.tolist() == [False, False]
+
+
+# --- statistics
+
+
+def test_statistics_are_means_over_the_epochs_steps(offline_training):
+    training = offline_training((3, 8), "combo")
+    steps, step = [], training.agent.gradient_step
+
+    def recorded_step(batch, noise):
+        steps.append(step(batch, noise))
+        return steps[-1]
+
+    training.agent.gradient_step = recorded_step
+    statistics = training.train_epoch()
+    q_NSB = torch.stack([s.q_SB for s in steps])
+    torch.testing.assert_close(statistics["q_data"], q_NSB[..., :8].mean(dim=(0, 2)))
+    torch.testing.assert_close(statistics["q_model"], q_NSB[..., 8:].mean(dim=(0, 2)))
+    for name in steps[0].means:
+        mean = torch.stack([s.means[name] for s in steps]).mean(dim=0)
+        torch.testing.assert_close(statistics[name], mean)
+
+
+def test_q_at_the_last_step_of_rollouts_is_what_critics_think_of_it_after_the_epoch(
+    offline_training,
+):
+    training = offline_training((3, 8))
+    training.termination_fn = lambda next_obs: next_obs[..., 0] > 1.0
+    start = training.train_epoch()["q_last_step"]
+    for s in range(2):
+        rows = training.buffer.rows_SNW[s, : training.buffer.size_S[s]]
+        # A row is of the third step if the two before it lead there.
+        follows = {tuple(row[6:9].tolist()): n for n, row in enumerate(rows)}
+        before = [follows.get(tuple(row[:3].tolist())) for row in rows]
+        last = [n for n, b in enumerate(before) if b is not None and before[b] is not None]
+        assert 0 < len(last) < 20
+        with torch.no_grad():
+            q = training.networks.q(
+                rows[last, :3].expand(2, -1, -1), rows[last, 3:5].expand(2, -1, -1)
+            )
+        assert float(start[s]) == pytest.approx(float(q[s].mean()), rel=1e-4, abs=1e-5)
+
+
+def test_quantiles_of_the_penalty_are_those_of_the_kept_rows(offline_training, monkeypatch):
+    """The penalty is here a function of the action, which the rows tell."""
+    monkeypatch.setitem(PENALTIES, "max_std", action_penalty)
+    training = offline_training((3, 8), rollout_batch_size=500, penalty_coef=0.0)
+    predict_the_action(training.ensemble)
+    statistics = training.train_epoch()
+    for s in range(2):
+        rows = training.buffer.rows_SNW[s, : training.buffer.size_S[s]]
+        assert 500 < len(rows) < 1500  # some ended early
+        penalty = rows[:, 3].abs()
+        assert float(statistics["penalty"][s]) == pytest.approx(float(penalty.mean()), rel=1e-4)
+        for quantile, name in ((0.5, "q50"), (0.9, "q90"), (0.99, "q99")):
+            expected = float(penalty.quantile(quantile))
+            assert float(statistics[f"penalty_{name}"][s]) == pytest.approx(expected, rel=0.01)
+
+
+def action_penalty(p):
+    return p.mean[:, 0, :, 0].abs()
+
+
+def predict_the_action(ensemble):
+    """Every member predicts the action as the change of the state, and half of it as reward."""
+
+    def predict(obs, action, member):
+        change = torch.cat([action, action[..., :1]], dim=-1)
+        mean = torch.cat([change, 0.5 * obs[..., :1]], dim=-1)[:, None].expand(-1, 3, -1, -1)
+        return Prediction(mean, torch.zeros_like(mean), member)
+
+    ensemble.predict = predict
+
+
+# --- the return of the policy in the model
+
+
+@torch.no_grad()
+def test_the_models_return_is_that_of_whole_episodes_of_the_deterministic_policy(offline_training):
+    training = offline_training((3, 8), penalty_coef=100.0)  # no penalty enters a return
+    predict_the_action(training.ensemble)  # r = s_0 / 2, s' = s + (a, a_0)
+    for parameter in training.networks.actor.parameters():
+        parameter.zero_()
+    training.networks.actor.biases[-1][:, 0, 0] = torch.tensor([0.5, -0.3])  # tanh of it per step
+    start = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.2, 0.5, 0.5]])
+    end, length = 1.3, 5
+    training.termination_fn = lambda next_obs: next_obs[..., 0] > end
+
+    expected = []
+    for change in (math.tanh(0.5), math.tanh(-0.3)):
+        returns = []
+        for x in start[:, 0].tolist():
+            state, total = x, 0.0
+            for _ in range(length):
+                total += 0.5 * state
+                state += change
+                if state > end:  # the reward of the step that ends it counts
+                    break
+            returns.append(total)
+        expected.append(sum(returns) / len(returns))
+    torch.testing.assert_close(training.model_return(start, length), torch.tensor(expected))
+
+
+def test_asking_for_the_models_return_changes_nothing(offline_training):
+    start = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    asked, unasked, alone = (offline_training(seeds) for seeds in ((3, 8), (3, 8), (8,)))
+    returns = []
+    for _ in range(2):
+        returns.append(asked.model_return(start, 4))
+        assert torch.equal(asked.model_return(start, 4), returns[-1])
+        own = alone.model_return(start, 4)
+        torch.testing.assert_close(own, returns[-1][1:], rtol=1e-5, atol=1e-5)
+        for training in (asked, unasked, alone):
+            training.train_epoch()
+    assert not torch.equal(*returns)
+    for name, value in asked.state_dict().items():
+        torch.testing.assert_close(
+            value, unasked.state_dict()[name], rtol=0, atol=0, equal_nan=True
+        )

@@ -49,15 +49,42 @@ def assert_identical(one, other):
 # Two epochs fill 120 rows when nothing terminates; rows end early, so more are needed.
 @pytest.mark.parametrize(("before", "wrapped"), [(0, False), (1, False), (6, True)])
 def test_policy_training_continues_bit_for_bit(offline_training, before, wrapped):
-    through = offline_training((3, 8))
+    continues_bit_for_bit(lambda: offline_training((3, 8)), before, wrapped=wrapped)
+
+
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize(
+    ("algorithm", "changes"),
+    [
+        # The warm-up ends after the interruption, so that its count must survive.
+        ("combo", {"beta": "learned", "prior": "previous_policy", "beta_warmup_steps": 60}),
+        ("combo", {"beta": "learned", "actor_lr_schedule": "cosine", "epochs": 5}),
+        ("cql", {"gradient_steps_per_epoch": 10}),
+        ("sac", {"gradient_steps_per_epoch": 10}),
+    ],
+)
+def test_every_agent_continues_bit_for_bit(offline_training, algorithm, changes, before):
+    state = continues_bit_for_bit(lambda: offline_training((3, 8), algorithm, **changes), before)
+    if changes.get("beta") == "learned" and before:
+        assert state["log_beta"].all()  # it moved away from 0
+        assert state["optimizers/beta/0/exp_avg"].all()
+        previous, current = (state[f"{k}weights.0"] for k in ("previous_actor/", "networks/actor."))
+        assert not torch.equal(previous, current)
+
+
+def continues_bit_for_bit(make, before, *, wrapped=False):
+    """Interrupts a training after `before` epochs; the state that it ends with."""
+    through = make()
     if before:
         run(through, before)
-    assert (through.buffer.size_S == through.buffer.capacity).all() == wrapped
+    assert (through.buffer.size_S == through.buffer.capacity).all() == (
+        wrapped or not through.buffer.capacity
+    )
     through.seconds = 12.5
     content = through_bytes(through.state_dict())
     statistics = run(through, 2)
 
-    resumed = offline_training((3, 8))
+    resumed = make()
     run(resumed, 1)  # whatever it did before must be forgotten
     resumed.load_state_dict(content)
     assert_identical(resumed.state_dict(), content)
@@ -65,6 +92,7 @@ def test_policy_training_continues_bit_for_bit(offline_training, before, wrapped
     assert_identical(resumed.state_dict(), through.state_dict())
     assert torch.equal(resumed.run_score(), through.run_score())
     assert (resumed.epoch, resumed.seconds) == (before + 2, through.seconds)
+    return resumed.state_dict()
 
 
 def test_buffers_that_filled_differently_are_kept_whole(offline_training):

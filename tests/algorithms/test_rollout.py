@@ -57,7 +57,7 @@ def roll(ensemble, start, seeds=(0, 1), policy=quiet_policy, **changes):
     options = {
         "length": LENGTH,
         "penalty": PENALTIES["none"],
-        "penalty_coef": 0.0,
+        "penalty_coef_S": torch.zeros(start.shape[0]),
         "termination_fn": never,
     }
     options |= changes
@@ -104,7 +104,13 @@ def test_reward_is_lowered_by_coefficient_times_penalty_and_nothing_else_changes
 
     start, ensemble = starts(), KnownEnsemble(std_scale=0.1)
     plain, plain_rows, _ = roll(ensemble, start, policy=noisy_policy)
-    result, rows, _ = roll(ensemble, start, policy=noisy_policy, penalty=penalty, penalty_coef=coef)
+    result, rows, _ = roll(
+        ensemble,
+        start,
+        policy=noisy_policy,
+        penalty=penalty,
+        penalty_coef_S=torch.full((2,), coef),
+    )
     assert torch.equal(rows.next_obs, plain_rows.next_obs)
     delta = (plain_rows.reward - rows.reward) / coef if coef else torch.zeros(())
     # Member 0's mean delta is the action itself.
@@ -168,7 +174,7 @@ def test_chunks_change_nothing_but_the_order_of_rows(monkeypatch, chunk):
             starts(),
             policy=noisy_policy,
             penalty=PENALTIES["member_std"],
-            penalty_coef=1.0,
+            penalty_coef_S=torch.ones(2),
             termination_fn=termination,
         )
         rows = [sorted(result.rows_SNW[s][result.keep_SN[s]].tolist()) for s in range(2)]

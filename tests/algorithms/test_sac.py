@@ -16,7 +16,7 @@ from algorithms.sac import (
     StepNoise,
     TanhGaussian,
     actor_loss,
-    alpha_loss,
+    alpha_gradient,
     critic_loss,
     gradient_step,
     td_target,
@@ -115,8 +115,10 @@ def test_losses_agree_with_numpy():
         np.testing.assert_allclose(critic_loss(q, target)[s], error)
         policy = float(alpha[s]) * log_prob[s].numpy() - q[s].numpy().min(axis=0)
         np.testing.assert_allclose(actor_loss(q, log_prob, alpha)[s], policy.mean())
-        temperature = -float(log_alpha[s]) * (log_prob[s].numpy().mean() + -2.0)
-        np.testing.assert_allclose(alpha_loss(log_alpha, log_prob, -2.0)[s], temperature)
+        # The derivative of -log_alpha (log pi + target entropy) by log_alpha.
+        temperature = -(log_prob[s].numpy().mean() + -2.0)
+        gradient_S = alpha_gradient(log_prob.mean(dim=1), -2.0)
+        np.testing.assert_allclose(gradient_S[s], temperature)
 
 
 def test_terminal_rows_do_not_bootstrap_and_others_do():
@@ -232,7 +234,7 @@ def test_alpha_rises_below_the_target_entropy_and_falls_above(target_entropy, si
         before = networks.log_alpha_S.detach().clone()
         batch, noise = random_batch(seeds=2, seed=n), random_noise(seeds=2, seed=n)
         statistics = gradient_step(networks, optimizers, settings, batch, noise)
-        assert ((statistics.entropy_S < target_entropy) == (sign > 0)).all()
+        assert ((statistics.means["entropy"] < target_entropy) == (sign > 0)).all()
         assert ((networks.log_alpha_S.detach() - before) * sign > 0).all()
 
 
@@ -256,6 +258,6 @@ def test_statistics_are_those_of_the_step():
         _, log_prob = networks.policy(batch.obs).sample(noise.action_SBA)
     statistics = gradient_step(networks, optimizers, settings, batch, noise)
     torch.testing.assert_close(statistics.q_SB, q.mean(dim=1))
-    torch.testing.assert_close(statistics.entropy_S, -log_prob.mean(dim=1))
-    assert statistics.alpha_S.tolist() == [1.0, 1.0]
-    assert not any(value.requires_grad for value in statistics)
+    torch.testing.assert_close(statistics.means["entropy"], -log_prob.mean(dim=1))
+    assert statistics.means["alpha"].tolist() == [1.0, 1.0]
+    assert not any(value.requires_grad for value in (statistics.q_SB, *statistics.means.values()))

@@ -25,12 +25,20 @@ def quickstart():
 
 
 @pytest.fixture
+def comparison():
+    """A sweep that only tells its data and its seeds."""
+    return {"name": "comparison", "datasets": ["bundled/hopper-medium-replay"], "seeds": 2}
+
+
+@pytest.fixture
 def load(tmp_path):
     """Text or a mapping -> a sweep that was read from a file of it."""
 
     def load(content: str | dict) -> Sweep:
         path = tmp_path / "sweep.yaml"
-        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        path.write_text(
+            content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+        )
         return load_sweep(path)
 
     return load
@@ -66,7 +74,7 @@ def finish(storage):
             "minutes": 3.0,
             "checkpoint": str(folder),
             "index": index,
-            "ensemble_key": trial.ensemble(seed).key,
+            "ensemble_key": (spec := trial.ensemble(seed)) and spec.key,
             "status": "finished" if epochs >= trial.settings.epochs else "running",
         }
         result = SeedResult(**values | fields)

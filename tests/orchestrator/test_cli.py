@@ -135,6 +135,23 @@ def test_a_second_run_trains_nothing_and_says_so(
     assert "10.0 +- 0.0" in text
 
 
+def test_data_that_is_missing_is_told_before_anything_starts(
+    in_process, sweep_file, quickstart, storage, tuning, capsys
+):
+    quickstart["datasets"] = ["d4rl/hopper-medium-v2", "d4rl/walker2d-medium-v2"]
+    sweep_file.write_text(yaml.safe_dump(quickstart))
+    assert in_process("plan", sweep_file) == 0
+    assert "hopper_medium-v2.hdf5" in capsys.readouterr().out
+    assert in_process("run", sweep_file) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    for word in ("hopper_medium-v2.hdf5", "walker2d_medium-v2.hdf5", str(storage / "data")):
+        assert word in told.err
+    assert tuning.calls == []
+    assert not storage.exists()
+
+
 def test_a_failed_training_decides_the_exit_code_after_the_table(
     in_process, sweep_file, tuning, capsys
 ):

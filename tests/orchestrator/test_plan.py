@@ -164,6 +164,51 @@ def test_a_file_is_never_to_be_generated(quickstart, plan, hopper_file):
     assert plan(quickstart).datasets_to_generate == ()
 
 
+def test_a_file_of_d4rls_that_is_not_there_is_missing_until_nothing_needs_it(
+    quickstart, expand, plan, finish, storage
+):
+    quickstart |= {"datasets": ["d4rl/hopper-medium-v2", "bundled/hopper-medium"]}
+    (sentence,) = plan(quickstart).missing_data
+    assert "hopper_medium-v2.hdf5" in sentence
+    assert str(storage) in sentence
+    for trial in expand(quickstart):
+        finish(trial, 0)
+        finish(trial, 1, index=1)
+    assert plan(quickstart).missing_data == ()
+
+
+def test_missing_data_the_preset_and_equal_rows_are_shown(quickstart, plan):
+    quickstart |= {
+        "datasets": ["d4rl/walker2d-medium-v2"],
+        "preset": "offlinerlkit_v2",
+        "variants": {"MBPO": {"algorithm": "mbpo"}, "cql": {"algorithm": "cql"}},
+        "fixed": {"epochs": 5},
+    }
+    planned = plan(quickstart)
+    told = json.loads(json.dumps(planned.to_json()))
+    none, _, mbpo, cql = told["trials"]
+    assert (told["preset"], cql["algorithm"], cql["settings"]["beta"]) == (
+        "offlinerlkit_v2",
+        "cql",
+        2.5,
+    )
+    assert (mbpo["same_as"], mbpo["new"]) == (none["name"], [])
+    assert told["missing_data"] == list(planned.missing_data)
+    console = Console(width=150)
+    with console.capture() as capture:
+        console.print(planned.render())
+    text = capture.get()
+    for words in (
+        "as penalty=none",
+        "actor_lr_schedule=cosine",
+        "OfflineRL-Kit",
+        "penalty_coef=0.5",
+        "beta=2.5",
+        "walker2d_medium-v2.hdf5",
+    ):
+        assert words in text
+
+
 def test_json_and_tables_tell_the_same(quickstart, expand, plan, finish):
     trial, other = expand(quickstart)
     finish(trial, 0)
@@ -173,8 +218,10 @@ def test_json_and_tables_tell_the_same(quickstart, expand, plan, finish):
     assert told["trials"][0] == {
         "name": trial.name,
         "variant": "penalty=none",
+        "algorithm": "mopo",
         "dataset": "bundled/hopper-medium-replay",
-        "epochs": 5,
+        "settings": trial.settings.model_dump(mode="json"),
+        "same_as": None,
         "seeds": [0, 1],
         "done": [0],
         "continuing": [{"seeds": [1], "epochs": 2}],

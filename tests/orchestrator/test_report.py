@@ -139,6 +139,23 @@ def test_shared_dynamics_are_stated(quickstart, table):
     assert "dynamics_seeds" not in table(quickstart | {"dynamics_seeds": "per_seed"})[2]
 
 
+def test_shared_dynamics_are_not_stated_where_there_are_none(quickstart, table):
+    quickstart |= {"algorithm": "sac", "grid": {}, "fixed": {}}
+    assert "dynamics_seeds" not in table(quickstart)[2]
+    quickstart["variants"] = {"sac": {}, "cql": {"algorithm": "cql"}, "mopo": {"algorithm": "mopo"}}
+    assert "dynamics_seeds: shared" in table(quickstart)[2]
+
+
+def test_two_names_of_one_training_have_the_same_row(quickstart, expand, table, finish):
+    quickstart["variants"] = {"MBPO": {"algorithm": "mbpo"}}
+    none, _, _ = expand(quickstart)
+    finish(none, 0, run_score=10.0)
+    finish(none, 1, run_score=12.0)
+    frame, _, _ = table(quickstart)
+    assert frame["variant"].tolist() == ["penalty=none", "penalty=max_std", "MBPO"]
+    assert frame["run_score"].tolist()[::2] == [11.0, 11.0]
+
+
 def test_results_of_longer_trainings_say_so(quickstart, table, score):
     score(quickstart, [1.0, 2.0], [3.0, 4.0])
     quickstart["fixed"]["epochs"] = 3

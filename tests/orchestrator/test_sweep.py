@@ -60,8 +60,8 @@ def test_numbers_are_read_as_in_yaml_1_2(load, written, read):
         seeds: 1
         fixed: {{target_entropy: {written}}}
     """)
-    (choices,) = sweep.combinations()
-    assert sweep.settings(choices).target_entropy == read
+    (cell,) = trials(sweep)
+    assert cell.settings.target_entropy == read
 
 
 def test_anchors_and_merge_keys_work(load):
@@ -75,7 +75,7 @@ def test_anchors_and_merge_keys_work(load):
     """)
     assert sweep.seeds == (3, 5)
     assert sweep.fixed == {"epochs": 9}
-    assert len(sweep.combinations()) == 4
+    assert len(trials(sweep)) == 4
 
 
 # Mistakes: (what is changed in the quickstart, words that the sentence must contain).

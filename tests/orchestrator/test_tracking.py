@@ -297,6 +297,51 @@ def test_another_sweep_finds_a_recorded_ensemble_and_leaves_it_alone(
     assert warnings_of(caplog) == []
 
 
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+
+
+def the_ensemble(client, key):
+    (run,) = [run for run in runs_of(client, "ensembles") if run.data.tags[ENSEMBLE] == key]
+    return run
+
+
+def the_files(client, run, folder):
+    """Name -> content of the files that MLflow keeps with a run."""
+    names = [file.path for file in client.list_artifacts(run.info.run_id)]
+    return {
+        name: Path(client.download_artifacts(run.info.run_id, name, str(folder))).read_bytes()
+        for name in names
+    }
+
+
+def test_an_ensembles_picture_is_kept_with_its_run_once(
+    mlflow_server, client, sweep, tmp_path, caplog
+):
+    key, picture = uuid.uuid4().hex, tmp_path / "penalties.png"
+    picture.write_bytes(PNG)
+    with Tracker(mlflow_server.uri, sweep) as tracker:
+        record_ensemble(tracker, key, files=[picture])
+    picture.write_bytes(b"another")
+    with Tracker(mlflow_server.uri, f"{sweep}-2") as tracker:
+        record_ensemble(tracker, key, files=[picture])
+    run = the_ensemble(client, key)
+    assert run.info.status == "FINISHED"
+    assert the_files(client, run, tmp_path) == {"penalties.png": PNG}
+    assert warnings_of(caplog) == []
+
+
+def test_a_picture_that_is_gone_costs_nothing_else(mlflow_server, client, sweep, tmp_path, caplog):
+    key = uuid.uuid4().hex
+    with Tracker(mlflow_server.uri, sweep) as tracker:
+        record_ensemble(tracker, key, files=[tmp_path / "penalties.png"])
+    run = the_ensemble(client, key)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["holdout_mse"] == 0.25
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("MLflow refused 1 entries (last error: ")
+    assert "penalties.png is gone" in warning
+
+
 def test_a_rerun_continues_the_same_runs(mlflow_server, client, sweep, caplog):
     with Tracker(mlflow_server.uri, sweep) as tracker:
         tracker.start_trial(a_job())
@@ -494,6 +539,28 @@ def test_what_waited_for_the_server_arrives_in_order(own_mlflow_server, sweep, m
     points = client.get_metric_history(run.info.run_id, "run_score")
     assert [point.step for point in points] == list(range(1, 21))
     assert [point.timestamp for point in points] == sorted(point.timestamp for point in points)
+    assert warnings_of(caplog) == []
+
+
+@pytest.mark.slow
+def test_a_picture_waits_for_the_server(own_mlflow_server, sweep, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(tracking.writer, "MAX_BACKOFF_SECONDS", 0.5)
+    own_mlflow_server.start()
+    picture = tmp_path / "penalties.png"
+    picture.write_bytes(PNG)
+    tracker = Tracker(own_mlflow_server.uri, sweep)
+    tracker.start_trial(a_job())
+    wait_for(lambda: tracker.run_id("c0ffee"))
+    own_mlflow_server.kill()
+    record_ensemble(tracker, "waits", files=[picture])
+    time.sleep(2)  # long enough for attempts to fail
+    own_mlflow_server.start()
+    tracker.start_trial(a_job(cell_key="later"))
+    wait_for(lambda: tracker.run_id("later"))
+    tracker.close()
+    client = MlflowClient(own_mlflow_server.uri)
+    files = the_files(client, the_ensemble(client, "waits"), tmp_path)
+    assert files == {"penalties.png": PNG}
     assert warnings_of(caplog) == []
 
 

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+from algorithms import ALGORITHMS
 from algorithms.errors import UserError
 from orchestrator import tuning
+from orchestrator.plan import make_plan
 from orchestrator.results import ResultStore
 
 
@@ -24,6 +26,33 @@ def test_a_cell_is_trained_by_one_run_at_a_time(quickstart, expand, storage):
             pass
     with tuning._locked(overlapping, storage):
         pass
+
+
+def test_a_cell_of_two_names_is_held_once(quickstart, expand, storage):
+    quickstart["variants"] = {"MBPO": {"algorithm": "mbpo"}}
+    with tuning._locked(expand(quickstart), storage):
+        pass
+
+
+def test_one_tuner_trains_what_has_one_trainable(comparison, expand, load, storage):
+    comparison["grid"] = {"algorithm": ["cql", "mopo", "sac", "combo", "mbpo"]}
+    planned = make_plan(load(comparison), expand(comparison), storage)
+    groups = tuning.by_base_algorithm(planned.jobs)
+    algorithms = {base: [job.trial.algorithm for job in jobs] for base, jobs in groups.items()}
+    assert algorithms == {"combo": ["cql", "combo"], "mopo": ["mopo", "sac", "mbpo"]}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_job_is_what_the_algorithms_config_takes(comparison, expand, load, storage, algorithm):
+    comparison["algorithm"] = algorithm
+    (job,) = make_plan(load(comparison), expand(comparison), storage).jobs
+    config = ALGORITHMS[algorithm].config_class()()
+    config.job = tuning.job_config(job, storage)
+    assert config.settings == job.trial.settings
+    assert config.dataset == job.trial.dataset
+    keys = [spec.key for spec in config.ensemble_specs()]
+    assert keys == [spec.key for spec in job.ensembles if spec]
+    assert sorted(keys) == config.job["record"]["ensemble_keys"]
 
 
 def test_a_run_that_was_killed_holds_nothing(quickstart, expand, storage):

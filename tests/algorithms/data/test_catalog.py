@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from algorithms.data.catalog import (
     CATALOG,
+    TASKS,
+    Bundled,
+    DatasetSpec,
     Level,
     apportion,
     equal,
@@ -20,6 +23,8 @@ from algorithms.data.catalog import (
 from algorithms.data.hdf5 import file_sha256
 from algorithms.environments import ENVIRONMENTS
 from algorithms.errors import UserError
+
+BUNDLED = [name for name, entry in CATALOG.items() if isinstance(entry, Bundled)]
 
 
 def level(steps: int) -> Level:
@@ -36,12 +41,23 @@ def level(steps: int) -> Level:
 
 
 @pytest.mark.parametrize("dataset_id", CATALOG)
-def test_every_entry_resolves_to_policies_that_are_shipped(dataset_id):
+def test_every_entry_resolves_without_its_data(dataset_id):
+    spec = resolve(dataset_id)
+    assert spec == resolve(dataset_id)
+    assert spec.id == dataset_id
+    assert spec.env_id in ENVIRONMENTS
+    assert TASKS[spec.task] == spec.env_id
+    assert spec.task in dataset_id
+    assert spec.slug == dataset_id.replace("/", "-")
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    assert DatasetSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+@pytest.mark.parametrize("dataset_id", BUNDLED)
+def test_every_bundled_entry_resolves_to_policies_that_are_shipped(dataset_id):
     spec = resolve(dataset_id, size=12_345)
     assert spec == resolve(dataset_id, size=12_345)
-    assert pickle.loads(pickle.dumps(spec)) == spec
     assert hash(spec) == hash(resolve(dataset_id, size=12_345))
-    assert spec.env_id in ENVIRONMENTS
     assert sum(part.size for part in spec.recipe.parts) == spec.size == 12_345
     for part in spec.recipe.parts:
         shipped = policy_set(spec.recipe.policies).levels[part.level]
@@ -49,7 +65,7 @@ def test_every_entry_resolves_to_policies_that_are_shipped(dataset_id):
 
 
 def test_the_hash_follows_from_name_size_and_seed():
-    specs = [resolve(name, size=size) for name in CATALOG for size in (1000, 2000)]
+    specs = [resolve(name, size=size) for name in BUNDLED for size in (1000, 2000)]
     entry = CATALOG["bundled/hopper-medium"]
     specs += [entry.resolve("bundled/hopper-medium", 1000, seed=1)]
     assert len({spec.content_hash for spec in specs}) == len(specs)
@@ -65,6 +81,15 @@ def test_the_hash_follows_from_name_size_and_seed():
         ({"dataset_id": "bundled/hopper-medium", "env": "Hopper-v3"}, "unknown env 'Hopper-v3'"),
         ({"dataset_id": "bundled/hopper-medium", "env": "Walker2d-v4"}, "is of env Hopper-v4"),
         ({"dataset_id": "file:x.hdf5", "size": 5000}, "size applies to bundled data sets only"),
+        ({"dataset_id": "d4rl/hopper-medium-v2", "size": 5000}, "size applies to bundled data"),
+        ({"dataset_id": "d4rl/hopper-medium-v2", "env": "Walker2d-v4"}, "is of env Hopper-v4"),
+        ({"dataset_id": "d4rl/hopper-medium-v0"}, "unknown data set .*, d4rl/hopper-medium-v2, "),
+        (
+            {"dataset_id": "d4rl/hopper-medium-v2", "task": "hopper-medium"},
+            "given for file: data only: remove it from d4rl/.*, whose task is hopper-medium$",
+        ),
+        ({"dataset_id": "bundled/hopper-medium", "task": "hopper-medium"}, "for file: data only"),
+        ({"dataset_id": "file:x.hdf5", "task": "hopper-random"}, "unknown task 'hopper-random'"),
     ],
 )
 def test_user_mistakes(arguments, said):

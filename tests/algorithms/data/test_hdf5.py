@@ -9,9 +9,11 @@ import pytest
 
 from algorithms.data import hdf5
 from algorithms.data.catalog import resolve
-from algorithms.data.datasets import load
+from algorithms.data.datasets import load, missing
 from algorithms.environments import ENVIRONMENTS
 from algorithms.errors import UserError
+from algorithms.identity import EnsembleSpec
+from algorithms.settings import EnsembleSettings
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
@@ -105,6 +107,32 @@ def test_a_given_environment_comes_before_the_files_own(make_file):
 
 def test_a_file_that_names_no_environment(make_file):
     assert "give env, one of Hopper-v4" in error_of(make_file(arrays()))
+
+
+def test_the_task_of_a_file_is_no_part_of_its_identity(make_file):
+    path = make_file(arrays(), env="Hopper-v4")
+    plain, named = resolve(f"file:{path}"), resolve(f"file:{path}", task="hopper-medium-replay")
+    assert (plain.task, named.task) == (None, "hopper-medium-replay")
+    assert (named.content_hash, named.slug) == (plain.content_hash, plain.slug)
+    keys = {
+        EnsembleSpec(dataset=dataset, settings=EnsembleSettings(), seed=0).key
+        for dataset in (plain, named)
+    }
+    assert len(keys) == 1
+
+
+def test_the_task_of_a_file_must_be_of_its_environment(make_file):
+    message = error_of(make_file(arrays(), env="Hopper-v4"), task="walker2d-medium")
+    assert message.startswith("task walker2d-medium is of env Walker2d-v4, but ")
+    assert message.endswith(": hopper-medium, hopper-medium-replay, hopper-medium-expert")
+
+
+def test_a_file_is_missing_once_it_is_gone(make_file, tmp_path):
+    path = make_file(arrays(), env="Hopper-v4")
+    spec = resolve(f"file:{path}")
+    assert missing(spec, tmp_path) is None
+    path.unlink()
+    assert str(path) in missing(spec, tmp_path)
 
 
 @pytest.mark.parametrize("key", hdf5.KEYS.values())

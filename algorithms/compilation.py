@@ -1,0 +1,54 @@
+"""Compiled functions where a compiler exists, the same functions as they are elsewhere.
+
+The arithmetic of a gradient step lives in plain functions of tensors and modules. A
+`Run` calls such a function; whoever owns the training chooses which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch._dynamo import config as dynamo
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
+from torch.utils._triton import has_triton
+
+Result = TypeVar("Result")
+
+
+class Run(Protocol):
+    """Calls a function."""
+
+    def __call__(self, function: Callable[..., Result], *args: Any) -> Result: ...
+
+
+def run_eagerly(function: Callable[..., Result], *args: Any) -> Result:
+    """The function as it is."""
+    return function(*args)
+
+
+def run_compiled(function: Callable[..., Result], *args: Any) -> Result:
+    """The function compiled at its first call, which takes seconds for every shape."""
+    result: Result = _compiled(function)(*args)
+    return result
+
+
+@cache
+def _compiled(function: Callable[..., Result]) -> Callable[..., Result]:
+    # Gradients are taken inside the functions, which dynamo refuses unless told otherwise.
+    dynamo.trace_autograd_ops = True
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+def can_compile(device: torch.device | str) -> bool:
+    """Whether torch.compile has what it needs: a C++ compiler, or Triton on a GPU."""
+    if torch.device(device).type == "cuda":
+        return has_triton()
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True

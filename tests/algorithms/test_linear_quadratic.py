@@ -1,0 +1,146 @@
+"""MOPO and COMBO from mixed data to the known optimum of a linear-quadratic-Gaussian problem.
+
+A damped point mass is to be held at the origin: s' = A s + B a + noise, r = -(s Q s + R a^2).
+Riccati's equation gives the optimal policy a = -K s and its return; start states are so
+close to the origin that its actions stay within [-1, 1].
+"""
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import solve_discrete_are
+
+from algorithms.conservative_sac import ConservativeSAC
+from algorithms.dynamics.training import EnsembleTraining
+from algorithms.offline import NETWORK_STREAM, OfflineTraining
+from algorithms.randomness import seed_generators
+from algorithms.sac import SAC, RewardScale, SACNetworks
+from algorithms.settings import COMBOSettings, EnsembleSettings, MOPOSettings
+from algorithms.terminations import never
+from algorithms.transitions import Transition
+
+A, B = np.array([[0.95, 0.3], [0.0, 0.8]]), np.array([[0.0], [0.5]])  # position, velocity
+Q, R, NOISE = np.diag([1.0, 0.1]), np.array([[0.3]]), 0.05
+GAMMA, START, SEEDS = 0.9, 0.5, (0, 1)
+
+P = solve_discrete_are(np.sqrt(GAMMA) * A, np.sqrt(GAMMA) * B, Q, R)
+K = np.linalg.solve(R + GAMMA * B.T @ P @ B, GAMMA * B.T @ P @ A)
+# E s P s over uniform starts, and what the noise of every later step costs.
+OPTIMUM = -(START**2 / 3 + GAMMA / (1 - GAMMA) * NOISE**2) * np.trace(P)
+
+
+def step(state, action, rng):
+    reward = -((state @ Q) * state).sum(axis=1) - R[0, 0] * action[:, 0] ** 2
+    noise = NOISE * rng.normal(size=state.shape)
+    return reward, state @ A.T + action @ B.T + noise
+
+
+def discounted_return(policy, episodes=4000, length=80):
+    """Of a policy `[n, 2] -> [n, 1]`, in the true system; gamma^80 is 2e-4."""
+    rng = np.random.default_rng(0)
+    state, total = rng.uniform(-START, START, (episodes, 2)), 0.0
+    for t in range(length):
+        reward, state = step(state, np.clip(policy(state), -1, 1), rng)
+        total += GAMMA**t * reward.mean()
+    return total
+
+
+def behaviour(gain, exploration, rng):
+    """From a policy that destabilises to one that does a third of what it should."""
+    return lambda s: -gain * s @ K.T + exploration * rng.normal(size=(len(s), 1))
+
+
+BEHAVIOURS = [(-0.1, 0.3), (0.0, 0.4), (0.2, 0.3), (0.35, 0.3)]  # gain, exploration
+
+
+def mixed_data(episodes=150, length=12):
+    rng = np.random.default_rng(1)
+    rows = []
+    for gain, exploration in BEHAVIOURS:
+        policy = behaviour(gain, exploration, rng)
+        state = rng.uniform(-0.7, 0.7, (episodes, 2))
+        for _ in range(length):
+            action = np.clip(policy(state), -1, 1)
+            reward, next_state = step(state, action, rng)
+            rows.append((state, action, reward, next_state, np.zeros(episodes)))
+            state = next_state
+    columns = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return Transition(*(torch.from_numpy(column).float() for column in columns))
+
+
+SMALL = {
+    "gamma": GAMMA,
+    "tau": 0.01,
+    "hidden": (32, 32),
+    "batch_size": 64,
+    "actor_lr": 1e-3,
+    "critic_lr": 1e-3,
+    "alpha_lr": 1e-3,
+    "target_entropy": -2.0,
+    "rollout_batch_size": 1000,
+    "rollout_length": 3,
+    "gradient_steps_per_epoch": 500,
+    "num_ensemble": 3,
+    "num_elites": 2,
+    "dynamics_hidden": (32, 32),
+    "dynamics_weight_decay": (1e-5, 1e-5, 1e-5),
+    "dynamics_lr": 3e-3,
+    "dynamics_max_epochs": 15,
+}
+ALGORITHMS = {
+    "mopo": (SAC, MOPOSettings(**SMALL, penalty_coef=0.2)),
+    "combo": (ConservativeSAC, COMBOSettings(**SMALL, beta=0.05, num_action_samples=4)),
+}
+EPOCHS = 16
+
+
+@pytest.fixture(scope="module")
+def data():
+    return mixed_data()
+
+
+@pytest.fixture(scope="module")
+def ensemble(data):
+    settings = ALGORITHMS["mopo"][1].part(EnsembleSettings)
+    training = EnsembleTraining(data, settings, SEEDS)
+    while not training.finished:
+        training.train_epoch()
+    return training.result()[0]
+
+
+def test_the_optimum_is_what_its_policy_gets_and_data_is_far_below():
+    assert discounted_return(lambda s: -s @ K.T) == pytest.approx(OPTIMUM, rel=0.03)
+    corner = np.array([[START, START]])
+    assert abs(corner @ K.T) < 0.95  # no action of the optimal policy is cut off
+    rng = np.random.default_rng(2)
+    for gain, exploration in BEHAVIOURS:
+        assert discounted_return(behaviour(gain, exploration, rng)) < 2 * OPTIMUM
+        # Nor is there a good policy under the noise, which imitation would find.
+        assert discounted_return(behaviour(gain, 0.0, rng)) < 1.15 * OPTIMUM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_from_mixed_data_to_within_10_percent_of_the_optimum(data, ensemble, algorithm):
+    agent_class, settings = ALGORITHMS[algorithm]
+    networks = SACNetworks(2, 1, settings, seed_generators(NETWORK_STREAM, SEEDS))
+    training = OfflineTraining(
+        agent_class(networks, settings, RewardScale.of(data.reward, GAMMA)),
+        data,
+        ensemble,
+        settings,
+        SEEDS,
+        termination_fn=never,
+    )
+    for _ in range(EPOCHS):
+        training.train_epoch()
+    assert not training.diverged_S.any()
+
+    for s in range(len(SEEDS)):
+
+        def policy(state, s=s):
+            obs = torch.from_numpy(state).float().expand(len(SEEDS), -1, -1)
+            with torch.no_grad():
+                return networks.policy(obs).mode()[s].numpy()
+
+        assert discounted_return(policy) > 1.1 * OPTIMUM

@@ -1,0 +1,6 @@
+"""Golden tests import their helpers from this folder."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
