@@ -182,13 +182,15 @@ class COMBOSettings(OfflineSettings):
     num_action_samples: Count = 10  # of each proposal
     temperature: Positive = 1.0
     backup: Literal["deterministic", "soft"] = "deterministic"
-    # The learned beta alone. `algorithms/conservative.py` says what it is and why.
+    # The learned beta alone; `ConservativeSAC` says what it is. All but the learning rate and the
+    # warm-up are in units that scale with the rewards: the data's root mean square reward for
+    # beta, the standard deviation of Q over the data for the threshold.
     beta_init: Positive = 1.0
     beta_lr: Positive = 3e-5
     beta_warmup_steps: Annotated[int, Field(ge=0)] = 20_000
-    beta_min: Positive = 0.05
+    beta_min: Positive = 0.01
     beta_max: Positive = 20.0
-    beta_threshold: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    beta_threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.15
 
     @property
     def learns_beta(self) -> bool:
