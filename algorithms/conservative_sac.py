@@ -42,7 +42,7 @@ from algorithms.sac import (
 from algorithms.settings import COMBOSettings
 from algorithms.transitions import Transition
 
-Q_STD_RATE = 0.005
+ADVANTAGE_STD_RATE = 0.005
 # States at once on a CPU: the activations of their 30 actions each stay in the cache.
 CPU_CHUNK = 16
 
@@ -68,7 +68,7 @@ class ConservativeSAC(SAC):
             self.beta_unit, beta = 1.0, settings.beta
         self.log_beta_S = nn.Parameter(torch.full((num_seeds,), math.log(beta), device=device))
         self.beta_optimizer = torch.optim.Adam([self.log_beta_S], settings.beta_lr, fused=True)
-        self.q_std_S = torch.zeros(num_seeds, device=device)
+        self.advantage_std_S = torch.zeros(num_seeds, device=device)
         self.steps = torch.zeros(num_seeds, device=device)
         self.previous_actor = deepcopy(networks.actor).requires_grad_(requires_grad=False)
 
@@ -93,16 +93,17 @@ class ConservativeSAC(SAC):
         gradients = zip(data.gradients, value_gradients, strict=True)
         step_along(self.optimizers.critic, [a + b for a, b in gradients])
 
-        gap_S = value_SC.mean(dim=-1) - data.q_data_S
-        threshold_S = self._update_beta(gap_S, data.q_data_std_S)
-        actor_means = improve_policy(
+        actor = improve_policy(
             networks, self.optimizers, settings, batch.obs, action_noise, self.run
         )
         update_targets(networks, settings.tau)
+        gap_S = value_SC.mean(dim=-1) - data.q_data_S
+        advantage_SB = (data.q_SB - actor.q_SB)[:, : settings.real_rows]
+        threshold_S = self._update_beta(gap_S, advantage_SB)
         means = {
             "critic_loss": data.loss_S + beta_S * value_SC.sum(dim=-1),
             "bellman_error": data.bellman_S,
-            **actor_means,
+            **actor.means,
             "gap": gap_S,
             "beta": beta_S,
             "beta_threshold": threshold_S,
@@ -143,16 +144,20 @@ class ConservativeSAC(SAC):
         assert gradients is not None
         return value_SC, gradients
 
-    def _update_beta(self, gap_S: Tensor, q_data_std_S: Tensor) -> Tensor:
+    def _update_beta(self, gap_S: Tensor, advantage_SB: Tensor) -> Tensor:
         """One step of max_{beta >= 0} beta (gap - threshold) on log-beta; returns the threshold.
 
-        The threshold is in units of the data's own spread of Q, so that it scales with the
-        rewards. That spread is capped, so that a diverging Q cannot raise its own threshold.
+        The threshold is in units of the spread of the data's advantages Q(s, a) - Q(s, pi(s)),
+        so that it scales with the rewards and asks how much better than the data's an action
+        may look, whatever the states are worth. The spread is capped, so that a diverging Q
+        cannot raise its own threshold.
         """
         settings = self.settings
-        rate = torch.where(self.steps == 0, 1.0, Q_STD_RATE)
-        self.q_std_S.lerp_(q_data_std_S, rate)
-        threshold_S = settings.beta_threshold * self.q_std_S.clamp(max=self.reward_scale.max_q)
+        std_S = advantage_SB.std(dim=-1, unbiased=False)
+        rate = torch.where(self.steps == 0, 1.0, ADVANTAGE_STD_RATE)
+        self.advantage_std_S.lerp_(std_S, rate)
+        spread_S = self.advantage_std_S.clamp(max=self.reward_scale.max_q)
+        threshold_S = settings.beta_threshold * spread_S
         if settings.beta == "learned":
             excess_S = torch.where(
                 self.steps < settings.beta_warmup_steps, 0.0, gap_S - threshold_S
@@ -170,7 +175,7 @@ class ConservativeSAC(SAC):
             **{f"previous_actor/{k}": v for k, v in previous.items()},
             **optimizer_state(self.beta_optimizer, "optimizers/beta/"),
             "log_beta": self.log_beta_S.detach(),
-            "q_std": self.q_std_S,
+            "advantage_std": self.advantage_std_S,
             "steps": self.steps,
         }
 
@@ -180,7 +185,7 @@ class ConservativeSAC(SAC):
         load_optimizer_state(self.beta_optimizer, below(state, "optimizers/beta/"))
         with torch.no_grad():
             self.log_beta_S.copy_(state["log_beta"])
-        self.q_std_S.copy_(state["q_std"])
+        self.advantage_std_S.copy_(state["advantage_std"])
         self.steps.copy_(state["steps"])
 
 
@@ -192,7 +197,6 @@ class DataGradients(NamedTuple):
     bellman_S: Tensor  # its first term
     q_SB: Tensor  # mean over critics
     q_data_S: Tensor  # E_D Q, mean over critics
-    q_data_std_S: Tensor  # standard deviation over the real rows, mean over critics
 
 
 def data_gradients(
@@ -213,14 +217,12 @@ def data_gradients(
     if settings.maximize_dataset_q:
         loss_S = loss_S - beta_S * q_data_SCB.mean(dim=-1).sum(dim=-1)
     gradients = torch.autograd.grad(loss_S.sum(), list(networks.critic.parameters()))
-    q_data_SCB = q_data_SCB.detach()
     return DataGradients(
         gradients,
         loss_S.detach(),
         bellman_S.detach(),
         q_SB=q_SCB.detach().mean(dim=1),
-        q_data_S=q_data_SCB.mean(dim=(1, 2)),
-        q_data_std_S=q_data_SCB.std(dim=-1, unbiased=False).mean(dim=-1),
+        q_data_S=q_data_SCB.detach().mean(dim=(1, 2)),
     )
 
 

@@ -145,7 +145,7 @@ class StepNoise(NamedTuple):
 class StepStatistics(NamedTuple):
     """What one gradient step saw; detached, still on the device."""
 
-    q_SB: Tensor  # mean over critics of Q at the batch's own actions
+    q_SB: Tensor  # mean over critics, at the batch's own actions if not said otherwise
     means: dict[str, Tensor]  # one value per seed, `[S]`
 
 
@@ -169,9 +169,9 @@ def gradient_step(
     """
     critic = run(critic_gradients, networks, batch, noise.next_action_SBA, settings.gamma)
     step_along(optimizers.critic, critic.gradients)
-    actor_means = improve_policy(networks, optimizers, settings, batch.obs, noise.action_SBA, run)
+    actor = improve_policy(networks, optimizers, settings, batch.obs, noise.action_SBA, run)
     update_targets(networks, settings.tau)
-    return StepStatistics(critic.q_SB, {"critic_loss": critic.loss_S, **actor_means})
+    return StepStatistics(critic.q_SB, {"critic_loss": critic.loss_S, **actor.means})
 
 
 class CriticGradients(NamedTuple):
@@ -210,15 +210,22 @@ class ActorGradients(NamedTuple):
     gradients: tuple[Tensor, ...]
     loss_S: Tensor
     log_prob_S: Tensor  # mean over the batch
+    q_SB: Tensor  # mean over critics at the policy's own actions
 
 
 def actor_gradients(networks: SACNetworks, obs_SBO: Tensor, noise_SBA: Tensor) -> ActorGradients:
     """Gradients of `actor_loss` by the actor alone, which spares those of the critics' weights."""
     alpha_S = networks.log_alpha_S.detach().exp()
     action, log_prob = networks.policy(obs_SBO).sample(noise_SBA)
-    loss_S = actor_loss(networks.q(obs_SBO, action), log_prob, alpha_S)
+    q_SCB = networks.q(obs_SBO, action)
+    loss_S = actor_loss(q_SCB, log_prob, alpha_S)
     gradients = torch.autograd.grad(loss_S.sum(), list(networks.actor.parameters()))
-    return ActorGradients(gradients, loss_S.detach(), log_prob.detach().mean(dim=-1))
+    return ActorGradients(
+        gradients,
+        loss_S.detach(),
+        log_prob.detach().mean(dim=-1),
+        q_SCB.detach().mean(dim=1),
+    )
 
 
 def improve_policy(
@@ -228,8 +235,8 @@ def improve_policy(
     obs_SBO: Tensor,
     noise_SBA: Tensor,
     run: Run = run_eagerly,
-) -> dict[str, Tensor]:
-    """One step of the actor, then of the temperature; statistics `[S]`."""
+) -> StepStatistics:
+    """One step of the actor, then of the temperature; Q is at the policy's own actions."""
     alpha_S = networks.log_alpha_S.detach().exp()
     actor = run(actor_gradients, networks, obs_SBO, noise_SBA)
     step_along(optimizers.actor, actor.gradients)
@@ -237,7 +244,8 @@ def improve_policy(
     if target_entropy is None:
         target_entropy = -float(networks.action_dim)
     step_along(optimizers.alpha, [alpha_gradient(actor.log_prob_S, target_entropy)])
-    return {"actor_loss": actor.loss_S, "alpha": alpha_S, "entropy": -actor.log_prob_S}
+    means = {"actor_loss": actor.loss_S, "alpha": alpha_S, "entropy": -actor.log_prob_S}
+    return StepStatistics(actor.q_SB, means)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -134,6 +134,18 @@ def ensemble_loss(
     return likelihood_S + decay_S + LOG_VAR_BOUND_COEF * bounds_S
 
 
+def ensemble_gradients(
+    ensemble: DynamicsEnsemble,
+    inputs_SEBI: Tensor,
+    target_SEBD: Tensor,
+    weight_decay: Sequence[float],
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Gradients of the sum over seeds of `ensemble_loss`, by all parameters, and the loss `[S]`."""
+    loss_S = ensemble_loss(ensemble, ensemble(inputs_SEBI), target_SEBD, weight_decay)
+    gradients = torch.autograd.grad(loss_S.sum(), list(ensemble.parameters()))
+    return gradients, loss_S.detach()
+
+
 def holdout_mse(gaussian: Gaussian, target_SBD: Tensor) -> Tensor:
     """Mean squared error of the means over rows and outputs, `[S, E]`."""
     return (gaussian.mean_SEBD - target_SBD[:, None]).square().mean(dim=(-2, -1))

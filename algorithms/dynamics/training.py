@@ -8,20 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from algorithms.compilation import Run, run_eagerly
 from algorithms.dynamics.ensemble import (
     DynamicsEnsemble,
     Gaussian,
     calibration,
-    ensemble_loss,
+    ensemble_gradients,
     holdout_mse,
 )
 from algorithms.penalties import PENALTIES, Prediction
 from algorithms.randomness import (
     generator_states,
     randint,
+    randperm,
     seed_generators,
     set_generator_states,
 )
+from algorithms.sac import step_along
 from algorithms.settings import EnsembleSettings
 from algorithms.transitions import Transition
 
@@ -41,6 +44,7 @@ class EnsembleTraining:
         settings: architecture, optimizer and stopping.
         seeds: one ensemble is trained per seed.
         device: where data and networks live.
+        run: calls the arithmetic of a batch, compiled or not.
     """
 
     def __init__(
@@ -49,8 +53,9 @@ class EnsembleTraining:
         settings: EnsembleSettings,
         seeds: Sequence[int],
         device: torch.device | str = "cpu",
+        run: Run = run_eagerly,
     ) -> None:
-        self.settings, self.seeds = settings, tuple(seeds)
+        self.settings, self.seeds, self.run = settings, tuple(seeds), run
         data = data.to(device)
         self.inputs_NI = torch.cat([data.obs, data.action], dim=-1)
         self.targets_ND = torch.cat([data.next_obs - data.obs, data.reward[:, None]], dim=-1)
@@ -130,17 +135,15 @@ class EnsembleTraining:
         total_S = torch.zeros(len(self.seeds), device=rows_SEN.device)
         for b in range(num_batches):
             index_SEB = rows_SEN[:, :, b * batch_size : (b + 1) * batch_size]
-            gaussian = self.ensemble(self.inputs_NI[index_SEB])
-            loss_S = ensemble_loss(
+            gradients, loss_S = self.run(
+                ensemble_gradients,
                 self.ensemble,
-                gaussian,
+                self.inputs_NI[index_SEB],
                 self.targets_ND[index_SEB],
                 self.settings.dynamics_weight_decay,
             )
-            self.optimizer.zero_grad()
-            loss_S.sum().backward()
-            self.optimizer.step()
-            total_S += loss_S.detach()
+            step_along(self.optimizer, gradients)
+            total_S += loss_S
         return total_S / num_batches
 
     @torch.no_grad()
@@ -238,5 +241,5 @@ def _split(
     size = min(int(rows * settings.holdout_fraction), settings.holdout_max)
     if size < 1 or size >= rows:
         raise ValueError(f"{rows} transitions are too few to hold some out")
-    shuffled = torch.stack([torch.randperm(rows, generator=g, device=g.device) for g in generators])
+    shuffled = randperm(generators, rows)
     return shuffled[:, :size], shuffled[:, size:]
