@@ -182,8 +182,9 @@ class OfflineTraining:
         ).cpu()
 
     def record_scores(self, score_S: Tensor) -> None:
-        """Enter the normalised scores of an evaluation, the newest last."""
-        self.scores_SK = torch.cat([self.scores_SK[:, 1:], score_S.float()[:, None]], dim=1)
+        """Enter the normalised scores of an evaluation; those of diverged seeds become NaN."""
+        score_S = score_S.float().masked_fill(self.diverged_S, torch.nan)
+        self.scores_SK = torch.cat([self.scores_SK[:, 1:], score_S[:, None]], dim=1)
 
     def run_score(self) -> Tensor:
         """Mean of the last `SCORE_WINDOW` evaluations, or of as many as there are, `[S]`.

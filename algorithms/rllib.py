@@ -67,7 +67,6 @@ class OfflineConfig(AlgorithmConfig):
         dynamics_seeds  per_seed or shared
         storage     root folder of data and ensembles
         resume      {"checkpoint": folder, "positions": [...]}, or None
-        compile     True, False, or `auto`: for long trainings where a compiler exists
         record      whatever the caller wants to find in `trial.config` again
     """
 
@@ -81,6 +80,7 @@ class OfflineConfig(AlgorithmConfig):
         self.num_learners = 0  # the algorithm's own process is the learner
         self.num_cpus_for_main_process = 1
         self.checkpoint_every_s = CHECKPOINT_EVERY_S
+        self.compile: bool | str = "auto"
         self.job: dict[str, Any] = {
             "dataset": None,
             "settings": {},
@@ -88,7 +88,6 @@ class OfflineConfig(AlgorithmConfig):
             "dynamics_seeds": "per_seed",
             "storage": DEFAULT_STORAGE,
             "resume": None,
-            "compile": "auto",
         }
 
     def offline(
@@ -125,7 +124,7 @@ class OfflineConfig(AlgorithmConfig):
         if resume is not NotProvided:
             self.job["resume"] = resume
         if compile is not NotProvided:
-            self.job["compile"] = compile
+            self.compile = compile
         return self
 
     def training(self, **settings: Any) -> Self:
@@ -163,8 +162,8 @@ class OfflineConfig(AlgorithmConfig):
 
     def compiles(self, device: torch.device) -> bool:
         """Whether gradient steps and rollouts are compiled: where it pays, if not told."""
-        if self.job.get("compile", "auto") != "auto":
-            return bool(self.job["compile"])
+        if self.compile != "auto":
+            return bool(self.compile)
         steps = self.settings.epochs * self.settings.gradient_steps_per_epoch
         return steps >= STEPS_WORTH_COMPILING and can_compile(device)
 

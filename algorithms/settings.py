@@ -205,6 +205,13 @@ class COMBOSettings(OfflineSettings):
             unused.add("importance")
         return super().without_effect | unused
 
+    @field_validator("beta", mode="before")
+    @classmethod
+    def _number_or_learned(cls, value: object) -> object:
+        if isinstance(value, str) and value != "learned":
+            raise ValueError(f"must be a number above 0, or learned, got {value!r}")
+        return value
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.maximize_dataset_q and self.real_rows == 0:

@@ -57,6 +57,12 @@ def _seed_list(value: object) -> tuple[int, ...]:
     )
 
 
+def _auto_or_bool(value: object) -> object:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise UserError(f"must be auto, true or false, got {reprlib.repr(value)}")
+
+
 class DatasetEntry(BaseModel):
     """One of the sweep's data sets; a plain string in the YAML is an `id` alone."""
 
@@ -96,6 +102,8 @@ class Sweep(BaseModel):
     dynamics_seeds: Literal["per_seed", "shared"] = "per_seed"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
+    # Whether gradient steps are compiled; auto: in long trainings, where there is a compiler.
+    compile: Annotated[bool | str, BeforeValidator(_auto_or_bool)] = "auto"
     # What a lost machine costs at most. A checkpoint holds the model buffer: some 100 MB per seed.
     checkpoint_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10
 

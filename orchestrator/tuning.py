@@ -222,6 +222,7 @@ def _tune(
                     "num_cpus_for_main_process": sweep.cpus_per_trial,
                     "num_gpus_per_learner": gpus,
                     "checkpoint_every_s": 60 * sweep.checkpoint_minutes,
+                    "compile": sweep.compile,
                 },
                 tune_config=tune.TuneConfig(
                     max_concurrent_trials=at_once,

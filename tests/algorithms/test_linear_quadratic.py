@@ -76,7 +76,8 @@ SMALL = {
     "actor_lr": 1e-3,
     "critic_lr": 1e-3,
     "alpha_lr": 1e-3,
-    "target_entropy": -2.0,
+    "actor_lr_schedule": "cosine",
+    "epochs": 10,
     "rollout_batch_size": 1000,
     "rollout_length": 3,
     "gradient_steps_per_epoch": 500,
@@ -89,9 +90,8 @@ SMALL = {
 }
 ALGORITHMS = {
     "mopo": (SAC, MOPOSettings(**SMALL, penalty_coef=0.2)),
-    "combo": (ConservativeSAC, COMBOSettings(**SMALL, beta=0.05, num_action_samples=4)),
+    "combo": (ConservativeSAC, COMBOSettings(**SMALL, beta=0.03, num_action_samples=4)),
 }
-EPOCHS = 16
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_from_mixed_data_to_within_10_percent_of_the_optimum(data, ensemble, alg
         SEEDS,
         termination_fn=never,
     )
-    for _ in range(EPOCHS):
+    for _ in range(settings.epochs):
         training.train_epoch()
     assert not training.diverged_S.any()
 

@@ -6,7 +6,7 @@ import torch
 from algorithms.dynamics import rollout as rollout_module
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.rollout import rollout
-from algorithms.penalties import PENALTIES, Prediction
+from algorithms.penalties import OWN_MEMBER_ONLY, PENALTIES, Prediction
 from algorithms.randomness import randn, seed_generators
 from algorithms.sac import TanhGaussian
 from algorithms.settings import EnsembleSettings
@@ -205,3 +205,58 @@ def test_outcomes_scatter_with_the_std_of_the_rows_own_member():
             own = noise[s][member[s] == m]
             assert float(own.mean()) == pytest.approx(0, abs=0.02 * (m + 1))
             assert float(own.std()) == pytest.approx(0.1 * (m + 1), rel=0.05)
+
+
+# --- only the member that produced the row
+
+
+def one_member_penalty(p):
+    """Of any prediction: something of the row's own member, its mean included."""
+    index = p.member[:, None, :, None].expand(-1, 1, -1, OBS + 1)
+    return (p.mean.gather(1, index) + 3 * p.std.gather(1, index)).norm(dim=-1).squeeze(1)
+
+
+@pytest.mark.parametrize("chunk", [8, 7 * 1024])
+@pytest.mark.parametrize("penalty", [*sorted(OWN_MEMBER_ONLY), "mine"])
+def test_leaving_the_other_members_out_changes_nothing(monkeypatch, penalty, chunk):
+    function = one_member_penalty if penalty == "mine" else PENALTIES[penalty]
+    ensemble = DynamicsEnsemble(OBS, ACTION, SETTINGS, seed_generators(3, (0, 1)))
+    ensemble.elites_SK.copy_(ELITES)
+    with torch.no_grad():
+        ensemble.set_input_statistics(torch.randn(2, 4) * 0.1, torch.rand(2, 4) + 0.5)
+    options = {
+        "policy": noisy_policy,
+        "penalty": function,
+        "penalty_coef_S": torch.tensor([0.5, 2.0]),
+        "termination_fn": lambda next_obs: next_obs[..., 0] > 2,
+        "quantiles": (0.5,),
+    }
+    start = starts(num_starts=41)
+    everyone, _, keep = roll(ensemble, start, **options)
+    monkeypatch.setattr(rollout_module, "CPU_CHUNK", chunk)
+    own, _, own_keep = roll(ensemble, start, own_member_only=True, **options)
+    assert torch.equal(own_keep, keep)
+    assert 0 < keep.sum() < keep.numel()
+    for one, other in zip(own, everyone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_penalties_said_to_see_their_own_member_alone_are_those_that_do(name):
+    generator = torch.Generator().manual_seed(0)
+    mean, std = (torch.randn(1, 4, 50, 3, generator=generator) for _ in range(2))
+    std = std.exp()
+    member = torch.randint(4, (1, 50), generator=generator)
+    everyone = PENALTIES[name](Prediction(mean, std, member))
+    index = member[:, None, :, None].expand(-1, 1, -1, 3)
+    alone = Prediction(mean.gather(1, index), std.gather(1, index), torch.zeros_like(member))
+    assert torch.allclose(PENALTIES[name](alone), everyone) == (name in OWN_MEMBER_ONLY)
+
+
+def test_every_elite_produces_the_same_share_of_every_step():
+    _, rows, _ = roll(KnownEnsemble(), starts(num_starts=41))
+    member = member_of(rows)
+    for s in range(2):
+        for t in range(LENGTH):
+            counts = torch.bincount(member[s, t], minlength=4)[ELITES[s]]
+            assert sorted(counts.tolist()) == [20, 21]

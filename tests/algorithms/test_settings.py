@@ -62,7 +62,7 @@ from algorithms.settings import COMBOSettings, MOPOSettings, OfflineSettings, va
         (
             COMBOSettings,
             {"beta": "learned", "beta_init": 30.0},
-            "beta_init 30.0 must lie between beta_min 0.05 and beta_max 20.0",
+            "beta_init 30.0 must lie between beta_min 0.01 and beta_max 20.0",
         ),
         (
             COMBOSettings,

@@ -220,8 +220,8 @@ def failing(first, sweep_file):
     storage, _, _ = first
     file = sweep_file("first", fixed={"epochs": 4})
     before = results(file, storage)
-    for seed in (0, 1):
-        (state,) = Path(before["max_std", seed].checkpoint).rglob("training.safetensors")
+    for checkpoint in {before["max_std", seed].checkpoint for seed in (0, 1)}:
+        (state,) = Path(checkpoint).rglob("training.safetensors")
         current = f'"format":"{CHECKPOINT_FORMAT}"'.encode()
         content = state.read_bytes()
         assert current in content

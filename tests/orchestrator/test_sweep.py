@@ -267,76 +267,7 @@ def _assert_one_sentence(sentence: str, words: list[str]) -> None:
         assert word in sentence
 
 
-# Identity
-
-
-def test_result_keys_do_not_depend_on_epochs_or_the_order_of_keys(quickstart, expand):
-    before = expand(quickstart)
-    quickstart["fixed"] = {"epochs": 50, "penalty_coef": 2.5}
-    after = expand(dict(reversed(quickstart.items())))
-    for old, new in zip(before, after, strict=True):
-        assert [old.result_key(s) for s in (0, 1)] == [new.result_key(s) for s in (0, 1)]
-        assert old.cell_key == new.cell_key
-
-
-def test_result_keys_do_not_depend_on_the_rest_of_the_sweep(quickstart, expand):
-    (_, before) = expand(quickstart)
-    quickstart |= {"name": "other", "question": "?", "seeds": [1], "device": "cpu"}
-    quickstart["grid"]["penalty"] = ["max_std"]
-    (after,) = expand(quickstart)
-    assert before.result_key(1) == after.result_key(1)
-    assert before.cell_key == after.cell_key
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"penalty_coef": 1.0},
-        {"rollout_length": 1},
-        {"gamma": 0.9},
-        {"num_ensemble": 6},
-        {"dynamics_lr": 1e-4},
-        {"evaluation_episodes": 3},
-    ],
-    ids=str,
-)
-def test_result_keys_depend_on_every_other_setting(quickstart, expand, changes):
-    quickstart["grid"] = {"penalty": ["max_std", "combined"]}
-    before = expand(quickstart)
-    quickstart["fixed"] |= changes
-    after = expand(quickstart)
-    for old, new in zip(before, after, strict=True):
-        assert old.result_key(0) != new.result_key(0)
-        assert old.cell_key != new.cell_key
-
-
-def test_ensembles_are_shared_between_variants(quickstart, expand):
-    quickstart["grid"] = {"penalty": ["none", "max_std"], "penalty_coef": [1, 2], "tau": [0.1, 0.2]}
-    quickstart["fixed"] = {}
-    assert len({cell.ensemble(0).key for cell in expand(quickstart)}) == 1
-
-
-def test_dynamics_seeds_decide_which_ensemble_a_seed_trains_on(quickstart, expand):
-    shared, *_ = expand(quickstart)
-    per_seed, *_ = expand(quickstart | {"dynamics_seeds": "per_seed"})
-    assert [shared.ensemble(seed).seed for seed in (0, 1)] == [0, 0]
-    assert [per_seed.ensemble(seed).seed for seed in (0, 1)] == [0, 1]
-    assert shared.result_key(0) == per_seed.result_key(0)  # trained on the same ensemble
-    assert shared.result_key(1) != per_seed.result_key(1)
-    assert shared.cell_key != per_seed.cell_key
-
-
-def test_the_environment_of_a_file_is_part_of_the_result(quickstart, expand, hopper_file):
-    path = hopper_file()
-    quickstart["datasets"] = [{"id": f"file:{path}", "env": "Hopper-v4"}]
-    cell, *_ = expand(quickstart)
-    copied = hopper_file("elsewhere/data.hdf5")
-    quickstart["datasets"] = [{"id": f"file:{copied}", "env": "Hopper-v4"}]
-    same, *_ = expand(quickstart)
-    assert cell.result_key(0) == same.result_key(0)  # files count by their content
-    other = cell.dataset.model_copy(update={"env_id": "HalfCheetah-v4"})
-    moved = pickle.loads(pickle.dumps(cell)).__class__(**vars(cell) | {"dataset": other})
-    assert cell.result_key(0) != moved.result_key(0)
+# Names
 
 
 def test_files_of_the_same_name_have_different_trial_names(quickstart, expand, hopper_file):

@@ -1,4 +1,4 @@
-"""Algorithms, named variants and presets in a sweep, and what makes two results the same."""
+"""Algorithms, named variants and presets in a sweep."""
 
 from pathlib import Path
 
@@ -324,87 +324,6 @@ def test_a_file_tells_its_task(comparison, expand, hopper_file):
     (plain,) = expand(comparison | {"datasets": [entry]})
     (told,) = expand(comparison | {"datasets": [entry | {"task": "hopper-medium"}]})
     assert plain.result_key(0) == told.result_key(0)  # a task is no part of the data
-
-
-# Identity
-
-
-def test_mbpo_and_mopo_without_penalty_are_one_result(comparison, expand):
-    mbpo, mopo, sac, real = expand(
-        comparison
-        | {
-            "algorithm": "mopo",
-            "variants": {
-                "mbpo": {"algorithm": "mbpo"},
-                "mopo": {"penalty": "none", "penalty_coef_mode": "matched"},
-                "sac": {"algorithm": "sac"},
-                "real": {"real_ratio": 1.0, "penalty": "combined", "penalty_coef": 9.0},
-            },
-        }
-    )
-    for one, other in [(mbpo, mopo), (sac, real)]:
-        assert one.result_key(1) == other.result_key(1)
-        assert one.cell_key == other.cell_key
-    assert mbpo.cell_key != sac.cell_key
-    assert mbpo.name != mopo.name
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "first", "second"),
-    [
-        ("mopo", {"penalty": "max_std"}, {"penalty": "max_std", "penalty_coef_mode": "matched"}),
-        ("combo", {"beta_lr": 1e-2, "beta_init": 2.0}, {}),
-        (
-            "combo",
-            {"prior": "previous_policy", "importance": "balanced"},
-            {"prior": "previous_policy"},
-        ),
-        ("cql", {"rollout_length": 1, "num_ensemble": 9}, {}),
-    ],
-)
-def test_settings_without_effect_are_no_part_of_a_result(
-    comparison, expand, algorithm, first, second
-):
-    variants = {"a": first, "b": second}
-    a, b = expand(comparison | {"algorithm": algorithm, "variants": variants})
-    assert a.result_key(0) == b.result_key(0)
-    assert a.cell_key == b.cell_key
-
-
-def test_settings_that_a_learned_beta_uses_are_part_of_its_result(comparison, expand):
-    variants = {"a": {"beta": "learned"}, "b": {"beta": "learned", "beta_lr": 1e-2}}
-    a, b = expand(comparison | {"algorithm": "combo", "variants": variants})
-    assert a.result_key(0) != b.result_key(0)
-
-
-def test_more_epochs_of_a_cosine_are_another_training(comparison, expand):
-    keys = {
-        (schedule, epochs): expand(
-            comparison
-            | {"algorithm": "mopo", "fixed": {"actor_lr_schedule": schedule, "epochs": epochs}}
-        )[0].result_key(0)
-        for schedule in ("constant", "cosine")
-        for epochs in (10, 20)
-    }
-    assert keys["constant", 10] == keys["constant", 20]
-    assert keys["cosine", 10] != keys["cosine", 20]
-
-
-def test_without_a_model_no_ensemble_is_planned_and_none_is_part_of_the_result(
-    comparison, load, storage
-):
-    comparison["grid"] = {"algorithm": ["sac", "cql"]}
-    sweep = load(comparison)
-    planned = make_plan(sweep, trials(sweep), storage)
-    assert planned.ensembles == ()
-    assert [len(job.seeds) for job in planned.jobs] == [2, 2]
-    for job in planned.jobs:
-        assert job.ensembles == (None, None)
-        assert job.ensemble_keys == set()
-    (shared, _) = planned.trials
-    per_seed = trials(load(comparison | {"dynamics_seeds": "shared"}))[0]
-    assert shared.trial.result_key(1) == per_seed.result_key(1)
-    assert shared.trial.cell_key == per_seed.cell_key
 
 
 # The sweeps of this project

@@ -1,0 +1,112 @@
+"""An epoch of MOPO and of COMBO part by part, S = 1, without RLlib, Tune and MLflow.
+
+Rollouts from 50,000 states for 5 steps, 1000 gradient steps, ten episodes of 1000 steps in
+the environment and ten in the model. `rest` is what an epoch does besides: copies in case
+it diverges, statistics of the rollouts' ends. A quick run takes a part of an epoch, and
+multiplies.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from evaluations import EPISODES
+from harness import Series, Setup, now
+from hopper import ROLLOUT_ROWS, transitions
+from ours import ALGORITHMS, ENVIRONMENT, change, expert_policy, offline_training, runs
+
+from algorithms.compilation import Run
+from algorithms.environments import MAX_EPISODE_STEPS
+from algorithms.evaluation import Evaluator
+
+WHOLE = {"rollouts": 5, "gradient steps": 1000, "model return": MAX_EPISODE_STEPS}
+A_PART = {"rollouts": 1, "gradient steps": 100, "model return": 100}
+
+Seconds = dict[str, float]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def measure(setup: Setup) -> list[Series]:
+    *_, (run_name, run) = runs(setup.device).items()
+    steps = A_PART if setup.quick else WHOLE
+    with Evaluator(ENVIRONMENT, 1, EPISODES) as evaluator:
+        epochs = {a: _epoch(a, run, evaluator, setup.device) for a in ALGORITHMS}
+        for epoch in epochs.values():
+            epoch(A_PART)  # the warm-up
+        rounds = max(1, setup.rounds // 5)  # an epoch is long
+        samples = [{a: epoch(steps) for a, epoch in epochs.items()} for _ in range(rounds)]
+    note = f"{run_name}, {'from a part of it' if setup.quick else 'measured whole'}"
+    series = []
+    for algorithm in ALGORITHMS:
+        parts = [sample[algorithm] for sample in samples]
+        totals = [sum(seconds.values()) for seconds in parts]
+        series.append(Series(f"{algorithm} epoch", "s", totals, note=note))
+        series += [
+            Series(f"{algorithm}: {part}", "s", [seconds[part] for seconds in parts])
+            for part in parts[0]
+        ]
+    return [*series, *_ratios(samples)]
+
+
+def _ratios(samples: list[dict[str, Seconds]]) -> list[Series]:
+    without = ("evaluation", "model return")
+    whole = [sum(s["COMBO"].values()) / sum(s["MOPO"].values()) for s in samples]
+    training = [
+        sum(seconds for part, seconds in s["COMBO"].items() if part not in without)
+        / sum(seconds for part, seconds in s["MOPO"].items() if part not in without)
+        for s in samples
+    ]
+    return [
+        Series("COMBO / MOPO", "times", whole),
+        Series("COMBO / MOPO without evaluation", "times", training),
+    ]
+
+
+def _epoch(
+    algorithm: str, run: Run, evaluator: Evaluator, device: str
+) -> Callable[[dict[str, int]], Seconds]:
+    """Trains and evaluates; returns the seconds of each part, brought up to `WHOLE` steps of it."""
+    training = offline_training(algorithm, 1, run, device, rollout_batch_size=ROLLOUT_ROWS)
+    policy, start_obs = expert_policy(device), transitions(EPISODES).obs
+    seconds: Counter[str] = Counter()
+
+    def timed(part: str, function: Callable[P, R]) -> Callable[P, R]:
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            begin = now(device)
+            result = function(*args, **kwargs)
+            seconds[part] += now(device) - begin
+            return result
+
+        return call
+
+    training._extend_buffer = timed("rollouts", training._extend_buffer)
+    training._gradient_steps = timed("gradient steps", training._gradient_steps)
+    train_epoch = timed("train_epoch", training.train_epoch)
+    evaluate = timed("evaluation", evaluator.returns)
+    model_return = timed("model return", training.model_return)
+
+    def epoch(steps: dict[str, int]) -> Seconds:
+        seconds.clear()
+        change(
+            training,
+            rollout_length=steps["rollouts"],
+            gradient_steps_per_epoch=steps["gradient steps"],
+        )
+        train_epoch()
+        evaluate(policy, evaluation=0, device=device)
+        model_return(start_obs, steps["model return"])
+        rest = seconds["train_epoch"] - seconds["rollouts"] - seconds["gradient steps"]
+        return {
+            "rollouts": seconds["rollouts"] * WHOLE["rollouts"] / steps["rollouts"],
+            "gradient steps": seconds["gradient steps"]
+            * (WHOLE["gradient steps"] / steps["gradient steps"]),
+            "rest": rest,
+            "evaluation": seconds["evaluation"],
+            "model return": seconds["model return"]
+            * (WHOLE["model return"] / steps["model return"]),
+        }
+
+    return epoch

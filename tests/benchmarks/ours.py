@@ -1,0 +1,97 @@
+"""This project's trainings on made-up data, as a trial builds them on real data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from hopper import ACTION, OBS, QUIET_LOG_VAR, transitions
+from torch import Tensor
+
+from algorithms.compilation import Run, can_compile, run_compiled, run_eagerly
+from algorithms.conservative_sac import ConservativeSAC
+from algorithms.data.catalog import policies_folder, policy_set
+from algorithms.data.rollout import load_policy
+from algorithms.dynamics.ensemble import DynamicsEnsemble
+from algorithms.offline import NETWORK_STREAM, OfflineTraining
+from algorithms.randomness import seed_generators
+from algorithms.sac import SAC, RewardScale, SACNetworks
+from algorithms.settings import COMBOSettings, EnsembleSettings, MOPOSettings
+from algorithms.terminations import hopper
+from algorithms.transitions import Transition
+
+ALGORITHMS = {"MOPO": (SAC, MOPOSettings), "COMBO": (ConservativeSAC, COMBOSettings)}
+ENVIRONMENT = "Hopper-v4"
+
+
+def runs(device: str) -> dict[str, Run]:
+    """The ways to run the arithmetic that this machine has, the fastest last."""
+    return {"eager": run_eagerly, **({"compiled": run_compiled} if can_compile(device) else {})}
+
+
+def offline_training(
+    algorithm: str, num_seeds: int, run: Run, device: str, **settings: Any
+) -> OfflineTraining:
+    """Nets 2 x 256, batch 256, COMBO with 30 samples at the states of the whole batch."""
+    agent_class, settings_class = ALGORITHMS[algorithm]
+    chosen = settings_class(**{"hidden": (256, 256), **settings})
+    seeds = range(num_seeds)
+    networks = SACNetworks(OBS, ACTION, chosen, seed_generators(NETWORK_STREAM, seeds))
+    data = transitions(100_000)
+    return OfflineTraining(
+        agent_class(networks.to(device), chosen, RewardScale.of(data.reward, chosen.gamma), run),
+        data,
+        quiet_ensemble(num_seeds),
+        chosen,
+        seeds,
+        hopper,
+    )
+
+
+def quiet_ensemble(num_seeds: int) -> DynamicsEnsemble:
+    """Seven untrained members of 4 x 200 that hardly move."""
+    generators = seed_generators(0, range(num_seeds))
+    ensemble = DynamicsEnsemble(OBS, ACTION, EnsembleSettings(), generators)
+    with torch.no_grad():
+        ensemble.min_log_var_SD.fill_(QUIET_LOG_VAR[0])
+        ensemble.max_log_var_SD.fill_(QUIET_LOG_VAR[1])
+    return ensemble
+
+
+def change(training: OfflineTraining, **settings: Any) -> None:
+    """Give the next epochs other settings."""
+    training.settings = training.settings.model_copy(update=settings)
+
+
+def fill_buffer(training: OfflineTraining) -> None:
+    """As if the model's rollouts of some epochs were in it."""
+    buffer = training.buffer
+    shape = (len(training.seeds), buffer.capacity)
+    rows = transitions(shape[0] * shape[1]).pack().view(*shape, -1)
+    keep = torch.ones(shape, dtype=torch.bool)
+    buffer.add(rows.to(training.data_NW.device), keep.to(training.data_NW.device))
+
+
+def draw_in_blocks(training: OfflineTraining) -> None:
+    """Let epochs of any number of steps draw random numbers for as many as a whole one does.
+
+    The layout of a draw decides what is compiled: it must not follow the number of steps that
+    happen to be timed. The buffer must be filled.
+    """
+    change(training, gradient_steps_per_epoch=10**9)
+    batches = training._batches(training.settings.real_rows)
+    next(batches)  # it has read its settings now
+
+    def some(num_real: int) -> Iterator[tuple[Transition, tuple[Tensor, ...]]]:
+        return islice(batches, training.settings.gradient_steps_per_epoch)
+
+    training._batches = some
+
+
+def expert_policy(device: str) -> Callable[[Tensor], Tensor]:
+    """The bundled policy that walks to the time limit: evaluation at its longest."""
+    file = policy_set("hopper").levels["expert"].file
+    networks = load_policy(policies_folder("hopper") / file, ENVIRONMENT).to(device)
+    return lambda obs_SBO: networks.policy(obs_SBO).mode()

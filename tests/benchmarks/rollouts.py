@@ -1,0 +1,69 @@
+"""Model rollouts from 50,000 states, in rows stepped per second; S = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from harness import Program, Series, Setup, measure_rates
+from hopper import ROLLOUT_ROWS
+from ours import change, offline_training, runs
+from plain import rollout_steps
+
+from algorithms.compilation import run_eagerly
+from algorithms.offline import OfflineTraining
+
+LENGTH = 5
+PENALTIES = {"max_std": "7 members", "none": "1 member"}
+
+
+def measure(setup: Setup) -> list[Series]:
+    _check_that_rows_live(setup.device)
+    plain = _in_rollouts(rollout_steps(setup.device))
+    programs = [Program("plain, 7 members", plain, amount=ROLLOUT_ROWS)]
+    for penalty, members in PENALTIES.items():
+        for name, run in runs(setup.device).items():
+            training = offline_training(
+                "MOPO",
+                1,
+                run,
+                setup.device,
+                penalty=penalty,
+                rollout_batch_size=ROLLOUT_ROWS,
+                rollout_length=LENGTH,
+            )
+            programs.append(
+                Program(
+                    f"{penalty} ({members}) {name}",
+                    _in_rollouts(_rollout(training)),
+                    amount=ROLLOUT_ROWS,
+                    baseline="plain, 7 members",
+                )
+            )
+    return measure_rates(programs, "transitions/s", setup)
+
+
+def _in_rollouts(roll_out: Callable[[int], None]) -> Callable[[int], None]:
+    """Runs a number of steps, `LENGTH` in each rollout."""
+
+    def run(steps: int) -> None:
+        for begin in range(0, steps, LENGTH):
+            roll_out(min(LENGTH, steps - begin))
+
+    return run
+
+
+def _rollout(training: OfflineTraining) -> Callable[[int], None]:
+    def roll_out(length: int) -> None:
+        change(training, rollout_length=length)
+        training._extend_buffer()
+
+    return roll_out
+
+
+def _check_that_rows_live(device: str) -> None:
+    """Rows whose rollout has ended are stepped on, but would be no work to plain code."""
+    training = offline_training(
+        "MOPO", 1, run_eagerly, device, rollout_batch_size=1000, rollout_length=LENGTH
+    )
+    ended = float(training._extend_buffer().terminated_S.max())
+    assert ended < 0.05, f"{ended:.0%} of the rollouts ended early"
