@@ -6,16 +6,19 @@ The arithmetic of a gradient step lives in plain functions of tensors and module
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch._dynamo import config as dynamo
+from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils._triton import has_triton
 
+log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
@@ -31,9 +34,23 @@ def run_eagerly(function: Callable[..., Result], *args: Any) -> Result:
 
 
 def run_compiled(function: Callable[..., Result], *args: Any) -> Result:
-    """The function compiled at its first call, which takes seconds for every shape."""
-    result: Result = _compiled(function)(*args)
+    """The function compiled at its first call, which takes seconds for every shape.
+
+    A function that cannot be compiled runs as it is, and a warning says so once.
+    """
+    if function in _REFUSED:
+        return function(*args)
+    try:
+        result: Result = _compiled(function)(*args)
+    except TorchDynamoException as error:
+        _REFUSED.add(function)
+        reason = str(error).strip().splitlines()[0]
+        log.warning("%s runs without being compiled: %s", function.__name__, reason)
+        return function(*args)
     return result
+
+
+_REFUSED: set[Callable[..., Any]] = set()
 
 
 @cache

@@ -102,6 +102,7 @@ class Sweep(BaseModel):
     dynamics_seeds: Literal["per_seed", "shared"] = "per_seed"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
+    gpus_per_trial: Annotated[float, Field(gt=0, le=1)] = 1  # where trials run on GPUs
     # Whether gradient steps are compiled; auto: in long trainings, where there is a compiler.
     compile: Annotated[bool | str, BeforeValidator(_auto_or_bool)] = "auto"
     # What a lost machine costs at most. A checkpoint holds the model buffer: some 100 MB per seed.

@@ -77,7 +77,7 @@ def run(sweep: Sweep, trials: Sequence[Trial], settings: Settings, console: Cons
 
 
 def _train(
-    plan: Plan, settings: Settings, tracker: Tracker, gpus: int, console: Console
+    plan: Plan, settings: Settings, tracker: Tracker, gpus: float, console: Console
 ) -> list[str]:
     """Ensembles, then trials; returns what failed, a line each.
 
@@ -131,7 +131,7 @@ def _connect(settings: Settings) -> None:
         raise UserError(f"RAY_ADDRESS {settings.ray_address}: no Ray cluster answers") from None
 
 
-def _gpus_per_trial(sweep: Sweep, settings: Settings) -> int:
+def _gpus_per_trial(sweep: Sweep, settings: Settings) -> float:
     resources = ray.cluster_resources()
     on_gpu = sweep.device == "cuda" or (sweep.device == "auto" and resources.get("GPU", 0) >= 1)
     if settings.ray_address is None:  # a cluster may yet grow, this machine will not
@@ -141,7 +141,7 @@ def _gpus_per_trial(sweep: Sweep, settings: Settings) -> int:
             raise UserError(
                 f"cpus_per_trial: {sweep.cpus_per_trial}, but there are {resources['CPU']:.0f}"
             )
-    return int(on_gpu)
+    return sweep.gpus_per_trial if on_gpu else 0
 
 
 def _tracker(sweep: Sweep, settings: Settings) -> Tracker:
@@ -197,7 +197,7 @@ def _tune(
     jobs: Sequence[Job],
     settings: Settings,
     tracker: Tracker,
-    gpus: int,
+    gpus: float,
     console: Console,
 ) -> dict[str, str]:
     """Run every job as one trial of Ray Tune; returns the errors of those that failed, by name."""

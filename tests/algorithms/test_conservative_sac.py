@@ -104,15 +104,22 @@ def test_a_beta_that_is_a_number_stays_that_number():
     torch.testing.assert_close(betas, torch.full((4, 2), 0.7))
 
 
-def test_the_threshold_is_in_units_of_the_datas_spread_of_q_and_bounded():
+def test_the_threshold_is_in_units_of_the_spread_of_the_datas_advantages_and_bounded():
     batch = random_batch()
-    one, double = agent(beta_threshold=1.0), agent(beta_threshold=2.0)
-    bounded = agent(RewardScale(rms=1.0, max_q=1e-3))
-    q = one.networks.q(batch.obs, batch.action)[..., :REAL].detach()
-    spread = q.std(dim=-1, unbiased=False).mean(dim=1)
-    threshold = step(one, batch)["beta_threshold"]
-    torch.testing.assert_close(threshold, spread)
-    torch.testing.assert_close(step(double, batch)["beta_threshold"], 2 * spread)
+    one = agent(beta_threshold=1.0, critic_lr=1e-12)
+    noise = step_noise(one)
+    with torch.no_grad():
+        action, _ = one.networks.policy(batch.obs).sample(noise[1])
+        q, own = (one.networks.q(batch.obs, a) for a in (batch.action, action))
+        spread = (q - own).mean(dim=1)[:, :REAL].std(dim=-1, unbiased=False)
+    torch.testing.assert_close(step(one, batch, noise)["beta_threshold"], spread)
+    double = agent(beta_threshold=2.0, critic_lr=1e-12)
+    torch.testing.assert_close(step(double, batch, noise)["beta_threshold"], 2 * spread)
+    # A running mean: the next batch has little weight.
+    following = step(one, random_batch(seed=1), step_noise(one, seed=1))["beta_threshold"]
+    assert ((following - spread).abs() > 0).all()
+    assert ((following - spread).abs() < 0.02 * spread).all()
+    bounded = agent(RewardScale(rms=1.0, max_q=1e-3), beta_threshold=1.0)
     torch.testing.assert_close(step(bounded, batch)["beta_threshold"], torch.full((2,), 1e-3))
 
 

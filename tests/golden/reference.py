@@ -135,7 +135,7 @@ class Learner:
         beta = getattr(settings, "beta", 0.0)
         self.beta_unit = reward_scale.rms if beta == "learned" else 1.0
         self.log_beta = np.log([settings.beta_init if beta == "learned" else beta or 1.0])
-        self.q_std: float | None = None
+        self.advantage_std: float | None = None
         self.steps = 0
         self.optimize_actor = optimizer(settings.actor_lr)
         self.optimize_critics = [optimizer(settings.critic_lr) for _ in range(count)]
@@ -288,23 +288,21 @@ class Learner:
         samples = self.samples(batch, sample_noise[0]) if self.combo else None
         loss = sum(self.critic_loss(c, batch, target, samples) for c in self.critics)
         seen = {"critic_loss": loss, "alpha": float(np.exp(self.log_alpha[0]))}
+        q = np.array([self.q(c, batch.obs, batch.action) for c in self.critics])
         if samples is not None:
-            seen |= self.conservative_statistics(batch, target, samples)
+            value = np.mean([self.value(c, batch, samples) for c in self.critics])
+            seen["bellman_error"] = float(0.5 * ((q - target) ** 2).mean(axis=1).sum())
+            seen["gap"] = float(value - q[:, : self.s.real_rows].mean())
+            seen["beta"] = self.beta
         gradients = [self.critic_gradient(c, batch, target, samples) for c in self.critics]
         for critic, optimizer, gradient in zip(
             self.critics, self.optimize_critics, gradients, strict=True
         ):
             optimizer.step(flat(critic), flat(gradient))
-        if samples is not None and self.s.beta == "learned":
-            if self.steps >= self.s.beta_warmup_steps:
-                ascent = np.exp(self.log_beta) * (seen["gap"] - seen["beta_threshold"])
-                self.optimize_beta.step([self.log_beta], [-ascent])
-            np.clip(
-                self.log_beta,
-                np.log(self.s.beta_min),
-                np.log(self.s.beta_max),
-                out=self.log_beta,
-            )
+        if samples is not None:
+            seen["beta_threshold"] = self.threshold(batch, q, action_noise)
+            if self.s.beta == "learned":
+                self.learn_beta(seen["gap"] - seen["beta_threshold"])
         log_prob = self.log_prob(batch, action_noise)
         seen |= {"actor_loss": self.actor_loss(batch, action_noise), "entropy": -log_prob}
         self.optimize_actor.step(flat(self.actor), flat(self.actor_gradient(batch, action_noise)))
@@ -316,20 +314,21 @@ class Learner:
         self.steps += 1
         return seen
 
-    def conservative_statistics(
-        self, batch: Batch, target: Array, samples: Samples
-    ) -> dict[str, float]:
-        q = np.array([self.q(c, batch.obs, batch.action) for c in self.critics])
-        data = q[:, : self.s.real_rows]
-        value = np.mean([self.value(c, batch, samples) for c in self.critics])
-        std = float(data.std(axis=1).mean())
-        self.q_std = std if self.q_std is None else self.q_std + 0.005 * (std - self.q_std)
-        return {
-            "bellman_error": float(0.5 * ((q - target) ** 2).mean(axis=1).sum()),
-            "gap": float(value - data.mean()),
-            "beta": self.beta,
-            "beta_threshold": self.s.beta_threshold * min(self.q_std, self.max_q),
-        }
+    def threshold(self, batch: Batch, q: Array, noise: Array) -> float:
+        """In units of the running spread of Q(s, a) - Q(s, pi(s)) over the real rows."""
+        mean, std = self.gaussian(self.actor, batch.obs)
+        own = [self.q(c, batch.obs, np.tanh(mean + std * noise)) for c in self.critics]
+        advantage = (q.mean(axis=0) - np.mean(own, axis=0))[: self.s.real_rows]
+        spread, before = float(advantage.std()), self.advantage_std
+        self.advantage_std = spread if before is None else before + 0.005 * (spread - before)
+        return self.s.beta_threshold * min(self.advantage_std, self.max_q)
+
+    def learn_beta(self, excess: float) -> None:
+        """One step up beta (gap - threshold) in log-beta."""
+        if self.steps >= self.s.beta_warmup_steps:
+            self.optimize_beta.step([self.log_beta], [-np.exp(self.log_beta) * excess])
+        bounds = np.log([self.s.beta_min, self.s.beta_max])
+        self.log_beta[...] = np.clip(self.log_beta, *bounds)
 
 
 # --- the dynamics ensemble

@@ -1,0 +1,171 @@
+"""The config of an offline algorithm: plain values, for search spaces, checkpoints and logs."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from algorithms.compilation import can_compile
+from algorithms.data.catalog import DatasetSpec, resolve
+from algorithms.environments import make_env
+from algorithms.errors import UserError, expected
+from algorithms.identity import DYNAMICS_SEEDS, EnsembleSpec, ensemble_seed
+from algorithms.rllib.learner import OfflineLearner
+from algorithms.rllib.module import StackedSACModule
+from algorithms.sac import SAC
+from algorithms.settings import EnsembleSettings, OfflineSettings, SACSettings, validated
+
+DEFAULT_STORAGE = "~/orchestrator"
+CHECKPOINT_EVERY_S = 600.0
+# Compiling takes 10 to 30 seconds, and saves a few milliseconds in each step.
+STEPS_WORTH_COMPILING = 10_000
+
+
+class OfflineConfig(AlgorithmConfig):
+    """Configures an offline algorithm; usable with or without the orchestrator.
+
+    Everything of ours lives in one plain dictionary, `job`, so that a Tune search
+    space, a checkpoint and a log carry it unchanged:
+
+        dataset     a `DatasetSpec` as a dict, or an id to be resolved
+        settings    hyperparameters that differ from the defaults
+        seeds       the numbers of the seeds that train together
+        dynamics_seeds  per_seed or shared
+        storage     root folder of data and ensembles
+        resume      {"checkpoint": folder, "positions": [...]}, or None
+        record      whatever the caller wants to find in `trial.config` again
+    """
+
+    settings_class: type[OfflineSettings]
+    agent_class: type[SAC]
+
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        super().__init__(algo_class=algo_class)
+        self._is_online = False  # no training EnvRunners
+        self.num_env_runners = 0
+        self.num_learners = 0  # the algorithm's own process is the learner
+        self.num_cpus_for_main_process = 1
+        self.checkpoint_every_s = CHECKPOINT_EVERY_S
+        self.compile: bool | str = "auto"
+        self.job: dict[str, Any] = {
+            "dataset": None,
+            "settings": {},
+            "seeds": [0],
+            "dynamics_seeds": "per_seed",
+            "storage": DEFAULT_STORAGE,
+            "resume": None,
+        }
+
+    def offline(
+        self,
+        *,
+        dataset: str | DatasetSpec = NotProvided,
+        seeds: int | Sequence[int] = NotProvided,
+        dynamics_seeds: str = NotProvided,
+        storage: str | pathlib.Path = NotProvided,
+        resume: dict[str, Any] | None = NotProvided,
+        compile: bool | str = NotProvided,  # noqa: A002 - torch's own word for it
+    ) -> Self:
+        """Says what to learn from.
+
+        Args:
+            dataset: an id of the catalogue, `file:PATH`, or a resolved spec.
+            seeds: how many seeds train together (0, 1, ...), or their numbers.
+            dynamics_seeds: `per_seed` (default) or `shared`: one ensemble for all seeds.
+            storage: root folder of cached data and ensembles.
+            resume: a checkpoint folder and the positions of the seeds to take from it.
+            compile: whether torch.compile is used; `auto` does for long trainings where it can.
+        """
+        if dataset is not NotProvided:
+            spec = dataset if isinstance(dataset, DatasetSpec) else resolve(dataset, env=self.env)
+            self.job["dataset"] = spec.model_dump(mode="json")
+        if seeds is not NotProvided:
+            self.job["seeds"] = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+        if dynamics_seeds is not NotProvided:
+            if dynamics_seeds not in DYNAMICS_SEEDS:
+                raise UserError(expected("dynamics_seeds", dynamics_seeds, DYNAMICS_SEEDS))
+            self.job["dynamics_seeds"] = dynamics_seeds
+        if storage is not NotProvided:
+            self.job["storage"] = str(storage)
+        if resume is not NotProvided:
+            self.job["resume"] = resume
+        if compile is not NotProvided:
+            self.compile = compile
+        return self
+
+    def training(self, **settings: Any) -> Self:
+        """Sets hyperparameters: the fields of `settings_class`, and no others."""
+        merged = {**self.job["settings"], **settings}
+        validated(self.settings_class, merged)
+        self.job["settings"] = merged
+        return self
+
+    @property
+    def settings(self) -> OfflineSettings:
+        return validated(self.settings_class, self.job["settings"])
+
+    @property
+    def dataset(self) -> DatasetSpec:
+        if self.job["dataset"] is None:
+            raise UserError("no data set: call .offline(dataset=...)")
+        return DatasetSpec.model_validate(self.job["dataset"])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.job["seeds"])
+
+    @property
+    def storage(self) -> pathlib.Path:
+        return pathlib.Path(self.job["storage"]).expanduser()
+
+    def ensemble_specs(self) -> list[EnsembleSpec]:
+        """The dynamics ensemble of each seed; none where no row of a batch is the model's."""
+        if not self.settings.uses_model:
+            return []
+        settings = self.settings.part(EnsembleSettings)
+        seeds = [ensemble_seed(seed, self.job["dynamics_seeds"]) for seed in self.seeds]
+        return [EnsembleSpec(dataset=self.dataset, settings=settings, seed=s) for s in seeds]
+
+    def compiles(self, device: torch.device) -> bool:
+        """Whether gradient steps and rollouts are compiled: where it pays, if not told."""
+        if self.compile != "auto":
+            return bool(self.compile)
+        steps = self.settings.epochs * self.settings.gradient_steps_per_epoch
+        return steps >= STEPS_WORTH_COMPILING and can_compile(device)
+
+    def validate(self) -> None:
+        super().validate()
+        if self.num_learners != 0:
+            raise UserError("num_learners must be 0: the trial's own process is the learner")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"seeds {list(self.seeds)}: at least one, each once")
+        if self.job["dataset"] is None:
+            return  # Tune validates a default config to size its resources
+        env_id = self.dataset.env_id
+        if self.env is not None and self.env != env_id:
+            raise UserError(f"environment {self.env!r} does not fit the data set's {env_id!r}")
+        if not self._is_frozen:
+            self.env = env_id
+            env = make_env(env_id)
+            self.observation_space, self.action_space = env.observation_space, env.action_space
+            env.close()
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(
+            module_class=StackedSACModule,
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            model_config={
+                "settings": self.settings.part(SACSettings).model_dump(),
+                "seeds": list(self.seeds),
+            },
+        )
+
+    def get_default_learner_class(self) -> type[OfflineLearner]:
+        return OfflineLearner
