@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch._dynamo import config as dynamo
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils._triton import has_triton
@@ -42,9 +42,9 @@ def run_compiled(function: Callable[..., Result], *args: Any) -> Result:
         return function(*args)
     try:
         result: Result = _compiled(function)(*args)
-    except TorchDynamoException as error:
+    except (TorchDynamoException, FailOnRecompileLimitHit) as error:
         _REFUSED.add(function)
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().partition("\n")[0]
         log.warning("%s runs without being compiled: %s", function.__name__, reason)
         return function(*args)
     return result
@@ -57,6 +57,8 @@ _REFUSED: set[Callable[..., Any]] = set()
 def _compiled(function: Callable[..., Result]) -> Callable[..., Result]:
     # Gradients are taken inside the functions, which dynamo refuses unless told otherwise.
     dynamo.trace_autograd_ops = True
+    # A process may build many algorithms, each with shapes and penalties of its own.
+    dynamo.recompile_limit = 64
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 

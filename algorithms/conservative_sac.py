@@ -43,8 +43,9 @@ from algorithms.settings import COMBOSettings
 from algorithms.transitions import Transition
 
 ADVANTAGE_STD_RATE = 0.005
-# States at once on a CPU: the activations of their 30 actions each stay in the cache.
-CPU_CHUNK = 16
+# States at once on a CPU, over all seeds: few enough that the activations of their 30 actions
+# each stay in the cache, and enough for two threads.
+CPU_CHUNK, MIN_CPU_CHUNK = 64, 16
 
 
 class ConservativeSAC(SAC):
@@ -69,7 +70,7 @@ class ConservativeSAC(SAC):
         self.log_beta_S = nn.Parameter(torch.full((num_seeds,), math.log(beta), device=device))
         self.beta_optimizer = torch.optim.Adam([self.log_beta_S], settings.beta_lr, fused=True)
         self.advantage_std_S = torch.zeros(num_seeds, device=device)
-        self.steps = torch.zeros(num_seeds, device=device)
+        self.steps = 0
         self.previous_actor = deepcopy(networks.actor).requires_grad_(requires_grad=False)
 
     def begin_epoch(self, actor_lr: float) -> None:
@@ -124,7 +125,9 @@ class ConservativeSAC(SAC):
         )
         num_states = obs.shape[1]
         weight_S = beta_S / num_states
-        chunk = CPU_CHUNK if obs.device.type == "cpu" else num_states
+        chunk = num_states
+        if obs.device.type == "cpu":
+            chunk = max(MIN_CPU_CHUNK, CPU_CHUNK // len(obs))
         value_SC, gradients = torch.zeros(self.networks.critic.stack, device=obs.device), None
         for part in zip(*(x.split(chunk, dim=1) for x in (obs, *actions)), strict=True):
             part_obs, part_actions = part[0], WeighedActions(*part[1:])
@@ -148,20 +151,18 @@ class ConservativeSAC(SAC):
         """One step of max_{beta >= 0} beta (gap - threshold) on log-beta; returns the threshold.
 
         The threshold is in units of the spread of the data's advantages Q(s, a) - Q(s, pi(s)),
-        so that it scales with the rewards and asks how much better than the data's an action
-        may look, whatever the states are worth. The spread is capped, so that a diverging Q
-        cannot raise its own threshold.
+        at one sampled action of the policy, so that it scales with the rewards and asks how
+        much better than the data's an action may look, whatever the states are worth. The
+        spread is capped, so that a diverging Q cannot raise its own threshold.
         """
         settings = self.settings
         std_S = advantage_SB.std(dim=-1, unbiased=False)
-        rate = torch.where(self.steps == 0, 1.0, ADVANTAGE_STD_RATE)
-        self.advantage_std_S.lerp_(std_S, rate)
+        self.advantage_std_S.lerp_(std_S, 1.0 if self.steps == 0 else ADVANTAGE_STD_RATE)
         spread_S = self.advantage_std_S.clamp(max=self.reward_scale.max_q)
         threshold_S = settings.beta_threshold * spread_S
-        if settings.beta == "learned":
-            excess_S = torch.where(
-                self.steps < settings.beta_warmup_steps, 0.0, gap_S - threshold_S
-            )
+        # Before the warm-up ends the optimizer takes no step, whose count corrects its moments.
+        if settings.learns_beta and self.steps >= settings.beta_warmup_steps:
+            excess_S = gap_S - threshold_S
             step_along(self.beta_optimizer, [-self.log_beta_S.detach().exp() * excess_S])
             with torch.no_grad():
                 self.log_beta_S.clamp_(math.log(settings.beta_min), math.log(settings.beta_max))
@@ -176,7 +177,7 @@ class ConservativeSAC(SAC):
             **optimizer_state(self.beta_optimizer, "optimizers/beta/"),
             "log_beta": self.log_beta_S.detach(),
             "advantage_std": self.advantage_std_S,
-            "steps": self.steps,
+            "steps": torch.tensor(self.steps),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -186,7 +187,7 @@ class ConservativeSAC(SAC):
         with torch.no_grad():
             self.log_beta_S.copy_(state["log_beta"])
         self.advantage_std_S.copy_(state["advantage_std"])
-        self.steps.copy_(state["steps"])
+        self.steps = int(state["steps"])
 
 
 class DataGradients(NamedTuple):

@@ -32,7 +32,8 @@ from algorithms.transitions import RingBuffer, Transition, unpack
 TRAINING_STREAM, NETWORK_STREAM, MODEL_RETURN_STREAM = 0x0FF1, 0x0FF2, 0x0FF3
 SCORE_WINDOW = 10
 STEPS_PER_DRAW = 100  # random numbers of COMBO's 1000 steps at once would take 90 MB per seed
-DIVERGED_Q = 10.0  # times the largest |Q| that the data's rewards allow
+DIVERGED_Q = 10.0  # times the largest |Q| that the rewards allow
+DESCRIBED_ROWS = 2_000  # of a rollout's last step, whose Q is reported
 PENALTY_QUANTILES = (0.5, 0.9, 0.99)
 
 
@@ -106,8 +107,7 @@ class OfflineTraining:
         self.epoch += 1
         statistics = {name: value.cpu() for name, value in statistics.items()}
         usable_S = torch.stack(list(statistics.values())).isfinite().all(dim=0)
-        bound = DIVERGED_Q * self.agent.reward_scale.max_q
-        usable_S &= (largest_q_S <= bound).cpu()  # false for NaN
+        usable_S &= largest_q_S.cpu() <= self._bound_of_q(statistics)  # false for NaN
         if self.settings.uses_model:
             usable_S &= (self.buffer.size_S > 0).cpu()
         self.diverged_S |= ~usable_S
@@ -118,6 +118,14 @@ class OfflineTraining:
         for value in statistics.values():
             value[self.diverged_S] = torch.nan
         return {**statistics, "diverged": self.diverged_S.float()}
+
+    def _bound_of_q(self, statistics: Mapping[str, Tensor]) -> Tensor:
+        """The |Q| beyond which a seed has diverged, `[S]`; it learns from penalised rewards."""
+        bound_S = torch.full((len(self.seeds),), max(self.agent.reward_scale.max_q, 1.0))
+        if self.penalty != "none" and self.settings.gamma < 1.0:
+            penalty_S = self.penalty_coef_S.cpu() * statistics["penalty_q99"]
+            bound_S += penalty_S / (1.0 - self.settings.gamma)
+        return DIVERGED_Q * bound_S
 
     def _actor_lr(self) -> float:
         settings = self.settings
@@ -145,8 +153,9 @@ class OfflineTraining:
     def _describe(self, model: Rollout) -> dict[str, Tensor]:
         """What the epoch's rollouts were like, and what the critics now think of their ends."""
         obs_dim, action_dim = self.networks.obs_dim, self.networks.action_dim
-        last = unpack(model.last_rows_SNW, obs_dim, action_dim)
-        kept_SN = model.last_keep_SN
+        stride = -(-model.last_keep_SN.shape[1] // DESCRIBED_ROWS)
+        last = unpack(model.last_rows_SNW[:, ::stride], obs_dim, action_dim)
+        kept_SN = model.last_keep_SN[:, ::stride]
         q_SN = self.networks.q(last.obs, last.action).mean(dim=1)
         q_last_S = torch.where(kept_SN, q_SN, 0.0).sum(dim=1) / kept_SN.sum(dim=1).clamp(min=1)
         described = {
@@ -182,19 +191,19 @@ class OfflineTraining:
         ).cpu()
 
     def record_scores(self, score_S: Tensor) -> None:
-        """Enter the normalised scores of an evaluation; those of diverged seeds become NaN."""
-        score_S = score_S.float().masked_fill(self.diverged_S, torch.nan)
-        self.scores_SK = torch.cat([self.scores_SK[:, 1:], score_S[:, None]], dim=1)
+        """Enter the normalised scores of an evaluation, the newest last."""
+        self.scores_SK = torch.cat([self.scores_SK[:, 1:], score_S.float()[:, None]], dim=1)
 
     def run_score(self) -> Tensor:
         """Mean of the last `SCORE_WINDOW` evaluations, or of as many as there are, `[S]`.
 
         Never the best one: a run's score may not be chosen after the fact. A seed
-        whose policy turned NaN has no score, however well it did before.
+        that diverged has no score, however well it did before.
         """
         unfilled_SK = self.scores_SK.isnan().long().cumprod(dim=1).bool()  # slots before the first
         total_S = self.scores_SK.masked_fill(unfilled_SK, 0.0).sum(dim=1)
-        return total_S / (~unfilled_SK).sum(dim=1)
+        score_S = total_S / (~unfilled_SK).sum(dim=1)
+        return score_S.masked_fill(self.diverged_S, torch.nan)
 
     def _extend_buffer(self) -> Rollout:
         """Rollouts with the current policy from random real states, into the ring buffer."""
@@ -279,6 +288,11 @@ def penalty_coefficients(
     if settings.penalty_coef_mode == "raw" or name == "none":
         return [coef] * num_seeds
     assert len(penalty_mean) == num_seeds
+    if any(name not in mean for mean in penalty_mean):
+        raise UserError(
+            f"penalty_coef_mode: matched cannot scale {name}: the dynamics ensemble was trained "
+            "before that penalty existed, so its mean is not known; delete the ensemble, or use raw"
+        )
     if any(mean[name] == 0.0 for mean in penalty_mean):
         raise UserError(
             f"penalty_coef_mode: matched cannot scale {name}, which is 0 on the holdout: use raw"

@@ -214,10 +214,10 @@ class COMBOSettings(OfflineSettings):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.maximize_dataset_q and self.real_rows == 0:
+        if self.real_rows == 0:
             raise ValueError(
-                f"real_ratio {self.real_ratio} leaves no real rows in a batch, whose Q "
-                "maximize_dataset_q needs: give a larger real_ratio, or maximize_dataset_q: false"
+                f"real_ratio {self.real_ratio} leaves no real rows in a batch, whose Q COMBO "
+                "compares with the model's: give a larger real_ratio"
             )
         if self.learns_beta and not self.maximize_dataset_q:
             raise ValueError(

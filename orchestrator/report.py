@@ -40,21 +40,14 @@ def _row(trial: Trial, store: ResultStore) -> dict[str, object]:
     epochs = trial.settings.epochs
     found = [r for r in (store.get(trial.result_key(seed)) for seed in trial.seeds) if r]
     done = [result for result in found if result.done(epochs)]
-    scores = pd.Series(
-        [
-            r.finished_scores.get(epochs, r.run_score)
-            for r in done
-            if r.status != "diverged" and r.run_score is not None
-        ],
-        dtype=float,
-    )
+    scores = pd.Series([score for r in done if (score := r.score(epochs)) is not None], dtype=float)
     behaviour = [r.behaviour_score for r in found if r.behaviour_score is not None]
     return {
         "variant": trial.variant,
         "dataset": trial.dataset_label,
         "seeds": len(trial.seeds),
         "seeds_done": len(done),
-        "seeds_diverged": sum(result.status == "diverged" for result in done),
+        "seeds_diverged": sum(result.diverged_before(epochs) for result in done),
         "epochs": epochs,
         "epochs_done": max((result.epochs for result in done), default=0),
         "run_score": scores.mean(),

@@ -45,6 +45,16 @@ class SeedResult(BaseModel):
         """
         return self.status == "diverged" or self.epochs >= epochs
 
+    def diverged_before(self, epochs: int) -> bool:
+        """Whether the seed diverged on its way to `epochs`; later is another sweep's affair."""
+        return self.status == "diverged" and epochs not in self.finished_scores
+
+    def score(self, epochs: int) -> float | None:
+        """The run score at `epochs`, or the last one; None for a seed that diverged before."""
+        if self.diverged_before(epochs):
+            return None
+        return self.finished_scores.get(epochs, self.run_score)
+
     @property
     def existing_checkpoint(self) -> str | None:
         """The checkpoint if it still exists; without it the seed starts anew."""

@@ -178,6 +178,8 @@ def trainer_resources(device: str = "auto", trainers: int = 1) -> dict[str, floa
 
 def obtain_ensembles(specs: Sequence[EnsembleSpec], storage: Path) -> list[PublishedEnsemble]:
     """Published ensembles in the order of `specs`; what is missing is trained first."""
+    if not specs:
+        return []
     service = ensemble_service(storage)
     # One CPU: the caller may be a trial on a full cluster.
     resources = trainer_resources() | {"num_cpus": 1}

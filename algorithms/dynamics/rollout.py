@@ -18,10 +18,11 @@ from algorithms.randomness import randint, randn, randperm
 from algorithms.sac import TanhGaussian
 from algorithms.transitions import Transition, unpack
 
-# Activations at once, in rows times members. On a CPU they stay in the cache; on a GPU a layer's
-# take 90 MB per seed.
+# Activations at once, in rows times members times seeds. On a CPU they stay in the cache; on a
+# GPU a layer's take 90 MB.
 CPU_CHUNK, GPU_CHUNK = 7 * 1024, 7 * 16_384
 QUANTILE_SAMPLE = 10_000
+ALIVE_CHECK_EVERY = 50  # steps: each check waits for the device
 
 
 class Rollout(NamedTuple):
@@ -75,6 +76,7 @@ def rollout(
     elites_KS = ensemble.elites_SK.T
     chunk = CPU_CHUNK if start_SBO.device.type == "cpu" else GPU_CHUNK
     members = 1 if own_member_only else ensemble.num_ensemble
+    rows_at_once = max(1, chunk // (members * ensemble.num_seeds))
     step = _step_of_one_member if own_member_only else _step_of_all_members
     rows: list[Tensor] = []
     keep: list[Tensor] = []
@@ -92,7 +94,7 @@ def rollout(
             for share_SB, member_S in zip(
                 order_SN.tensor_split(len(elites_KS), dim=1), elites_KS, strict=True
             )
-            for index_SB in share_SB.split(max(1, chunk // members), dim=1)
+            for index_SB in share_SB.split(rows_at_once, dim=1)
         ]
         stepped = [
             run(
@@ -107,10 +109,9 @@ def rollout(
             )
             for index_SB, member_S in parts
         ]
-        # Back into the rows' own order.
-        order_SN = torch.cat([index_SB for index_SB, _ in parts], dim=1).argsort(dim=1)
+        inverse_SN = order_SN.argsort(dim=1)  # back into the rows' own order
         row, reward, uncertainty = (
-            _take(torch.cat(columns, dim=1), order_SN) for columns in zip(*stepped, strict=True)
+            _take(torch.cat(columns, dim=1), inverse_SN) for columns in zip(*stepped, strict=True)
         )
         # A model that ran away to inf or nan must not poison the buffer.
         valid = alive & row.isfinite().all(dim=-1)
@@ -230,6 +231,8 @@ def model_return(
     total = torch.zeros(obs.shape[:2], device=obs.device)
     alive = torch.ones_like(total, dtype=torch.bool)
     for t in range(length):
+        if t % ALIVE_CHECK_EVERY == 0 and not alive.any():
+            break
         member = ensemble.elites_SK.gather(1, elite[:, t])
         prediction = ensemble.predict(obs, policy(obs), member)
         outcome = sample_member(prediction, noise[:, t])

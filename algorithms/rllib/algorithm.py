@@ -79,6 +79,8 @@ class OfflineAlgorithm(Algorithm):
         if training.epoch >= settings.evaluation_interval:
             metrics["normalized_score"] = training.scores_SK[:, -1]
             metrics["run_score"] = training.run_score()
+        for name in metrics.keys() - {"diverged"}:
+            metrics[name] = metrics[name].masked_fill(training.diverged_S, torch.nan)
         result["epoch"] = training.epoch
         # A seed that turned NaN does not hide the others' mean.
         result["mean"] = {name: float(value.nanmean()) for name, value in metrics.items()}

@@ -96,6 +96,8 @@ class OfflineConfig(AlgorithmConfig):
         if resume is not NotProvided:
             self.job["resume"] = resume
         if compile is not NotProvided:
+            if compile != "auto" and not isinstance(compile, bool):
+                raise UserError(f"compile must be 'auto', True or False, got {compile!r}")
             self.compile = compile
         return self
 

@@ -1,4 +1,4 @@
-"""Compiled functions do what they do uncompiled, and a machine without a compiler is no obstacle."""
+"""Compiled functions do what they do uncompiled; a machine without a compiler is no obstacle."""
 
 import subprocess
 import sys

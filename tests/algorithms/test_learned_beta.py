@@ -6,6 +6,7 @@ with a learning rate that moves beta as far.
 """
 
 import itertools
+import logging
 import math
 import os
 
@@ -17,6 +18,8 @@ from algorithms.conservative_sac import ConservativeSAC
 from algorithms.sac import RewardScale, SACNetworks
 from algorithms.settings import COMBOSettings
 from algorithms.transitions import Transition, unpack
+
+log = logging.getLogger(__name__)
 
 STEPS = int(os.environ.get("BETA_STEPS", "20000"))
 EPOCH = 500
@@ -118,11 +121,15 @@ def learned_betas():
 def test_learned_beta_settles_inside_its_clamp_whatever_its_start_and_the_rewards_scale():
     betas, cases = learned_betas()
     last = betas[-STEPS // 5 :]
-    for s, (start, scale) in enumerate(cases):
-        print(f"start {start:4} scale {scale:4}: last fifth {last[:, s].min():.3f}", end=" ")
-        print(f"to {last[:, s].max():.3f}, mean {last[:, s].mean():.3f}")
-    assert (last.amin(dim=0) > 1.2 * SETTINGS.beta_min).all()
-    assert (last.amax(dim=0) < SETTINGS.beta_max / 1.2).all()
+    told = [
+        f"start {start} scale {scale}: {low:.3f} to {high:.3f}, mean {mean:.3f}"
+        for (start, scale), low, high, mean in zip(
+            cases, last.amin(dim=0), last.amax(dim=0), last.mean(dim=0), strict=True
+        )
+    ]
+    log.info("beta in the last fifth:\n%s", "\n".join(told))  # seen with --log-cli-level=INFO
+    assert (last.amin(dim=0) > 1.2 * SETTINGS.beta_min).all(), told
+    assert (last.amax(dim=0) < SETTINGS.beta_max / 1.2).all(), told
     # Both starts end in the same region, far from where at least one of them began.
     low, high = last.mean(dim=0).view(len(STARTS), len(SCALES))
     assert ((low / high).log().abs() < math.log(4)).all()

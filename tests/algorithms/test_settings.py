@@ -46,8 +46,9 @@ from algorithms.settings import COMBOSettings, MOPOSettings, OfflineSettings, va
         (
             COMBOSettings,
             {"real_ratio": 0.0},
-            "real_ratio 0.0 leaves no real rows .* larger real_ratio, or maximize_dataset_q: false",
+            "real_ratio 0.0 leaves no real rows in a batch, .*: give a larger real_ratio$",
         ),
+        (COMBOSettings, {"real_ratio": 0.0, "maximize_dataset_q": False}, "real_ratio 0.0 leaves"),
         (COMBOSettings, {"real_ratio": 0.003}, "real_ratio 0.003 leaves no real rows .*"),
         (
             COMBOSettings,
@@ -80,7 +81,6 @@ def test_a_mistake_is_told_in_one_sentence(kind, values, sentence):
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
-        (COMBOSettings, {"real_ratio": 0.0, "maximize_dataset_q": False}),
         (COMBOSettings, {"beta": 2, "maximize_dataset_q": False}),
         (COMBOSettings, {"beta": "learned", "prior": "previous_policy", "rho_states": "model"}),
         (MOPOSettings, {"real_ratio": 1, "penalty": "combined", "penalty_coef_mode": "matched"}),

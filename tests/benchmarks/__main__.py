@@ -52,21 +52,20 @@ def main() -> None:
     console.print(*(f"{k}: {v}" for k, v in record["machine"].items()), sep="\n", highlight=False)
     for name in options.only:
         module = importlib.import_module(name)
-        begin = time.perf_counter()
-        load_before = os.getloadavg()[0]
+        load, begin = [os.getloadavg()[0]], time.perf_counter()
         group = module.measure(setup)
         seconds = time.perf_counter() - begin
-        title = f"{name}: {module.__doc__.splitlines()[0]}"
-        console.print("", table(title, group))
-        console.print(
-            f"load {load_before:.1f} before, {os.getloadavg()[0]:.1f} after, took {seconds:.0f} s"
-        )
+        load.append(os.getloadavg()[0])
+        console.print(f"\n{name}: {module.__doc__.splitlines()[0]}", soft_wrap=True)
+        console.print(table(group))
+        console.print(f"load {load[0]:.1f} before, {load[1]:.1f} after, took {seconds:.0f} s")
         record["measured"][name] = {
             "series": [series._asdict() for series in group],
             "seconds": seconds,
+            "load": load,
         }
-    if options.json:
-        options.json.write_text(json.dumps(record, indent=1))
+        if options.json:
+            options.json.write_text(json.dumps(record, indent=1))
 
 
 def _options() -> argparse.Namespace:

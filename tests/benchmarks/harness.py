@@ -85,9 +85,9 @@ def _time(program: Program, units: int, setup: Setup) -> float:
     return now(setup.device) - begin
 
 
-def table(title: str, group: Sequence[Series]) -> Table:
+def table(group: Sequence[Series]) -> Table:
     """Medians, the range over samples, and ratios of medians."""
-    shown = Table(title=title, title_justify="left")
+    shown = Table()
     shown.add_column("", no_wrap=True)
     for column in ("median", "min - max"):
         shown.add_column(column, justify="right", no_wrap=True)
@@ -111,4 +111,4 @@ def table(title: str, group: Sequence[Series]) -> Table:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

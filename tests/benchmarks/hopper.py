@@ -9,9 +9,9 @@ from algorithms.transitions import Transition
 OBS, ACTION = 11, 3
 DATA_ROWS = 400_000  # as many as D4RL's hopper-medium-replay
 ROLLOUT_ROWS = 50_000  # start states of an epoch's rollouts
-# Of the log-variances of an untrained ensemble: with a small std, and means near 0, a
-# rollout stays where it began, so that its rows live as those of a good policy do.
-QUIET_LOG_VAR = (-12.0, -10.0)
+# Bounds of an ensemble's log-variances: with means of 0 and next to no std a rollout stays where
+# it began, so that its rows live as those of a good policy do.
+QUIET_LOG_VAR = (-22.0, -20.0)
 
 
 def transitions(rows: int) -> Transition:

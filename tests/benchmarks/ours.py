@@ -51,10 +51,11 @@ def offline_training(
 
 
 def quiet_ensemble(num_seeds: int) -> DynamicsEnsemble:
-    """Seven untrained members of 4 x 200 that hardly move."""
+    """Seven members of 4 x 200 that predict no change."""
     generators = seed_generators(0, range(num_seeds))
     ensemble = DynamicsEnsemble(OBS, ACTION, EnsembleSettings(), generators)
     with torch.no_grad():
+        ensemble.network.weights[-1].zero_()
         ensemble.min_log_var_SD.fill_(QUIET_LOG_VAR[0])
         ensemble.max_log_var_SD.fill_(QUIET_LOG_VAR[1])
     return ensemble
@@ -67,11 +68,11 @@ def change(training: OfflineTraining, **settings: Any) -> None:
 
 def fill_buffer(training: OfflineTraining) -> None:
     """As if the model's rollouts of some epochs were in it."""
-    buffer = training.buffer
-    shape = (len(training.seeds), buffer.capacity)
-    rows = transitions(shape[0] * shape[1]).pack().view(*shape, -1)
-    keep = torch.ones(shape, dtype=torch.bool)
-    buffer.add(rows.to(training.data_NW.device), keep.to(training.data_NW.device))
+    shape = (len(training.seeds), 10_000)  # at once, for the sake of `memory.py`
+    rows = transitions(shape[0] * shape[1]).pack().view(*shape, -1).to(training.data_NW.device)
+    keep = torch.ones(shape, dtype=torch.bool, device=rows.device)
+    while int(training.buffer.size_S.min()) < training.buffer.capacity:
+        training.buffer.add(rows, keep)
 
 
 def draw_in_blocks(training: OfflineTraining) -> None:

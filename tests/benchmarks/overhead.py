@@ -99,7 +99,7 @@ def _sweep(setup: Setup) -> Sweep:
                 "dynamics_weight_decay": [0.0, 0.0, 0.0],
                 "dynamics_max_epochs": 2,
                 "rollout_batch_size": 5000,
-                "gradient_steps_per_epoch": 100 if setup.quick else 500,
+                "gradient_steps_per_epoch": 100 if setup.quick else 300,
                 "epochs": epochs,
                 "evaluation_interval": epochs,
             },

@@ -175,6 +175,7 @@ def rollout_steps(device: str) -> Callable[[int], None]:
     """A number of steps of rollouts with the penalty `max_std`, 50,000 rows at once."""
     agent, ensemble = PlainSAC(device), PlainEnsemble().to(device)
     with torch.no_grad():
+        ensemble.weights[-1].zero_()
         ensemble.min_log_var.fill_(QUIET_LOG_VAR[0])
         ensemble.max_log_var.fill_(QUIET_LOG_VAR[1])
     inputs = torch.cat([agent.data.obs, agent.data.action], dim=-1)
