@@ -84,5 +84,12 @@ class StackedMLP(nn.Module):
 
     def _layers(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            x = self.activation(torch.baddbmm(bias, x, weight))
-        return torch.baddbmm(biases[-1], x, weights[-1])
+            x = self.activation(_affine(x, weight, bias))
+        return _affine(x, weights[-1], biases[-1])
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # Compiled, the bias is added in one pass with the activation; baddbmm would copy it first.
+    if torch.compiler.is_compiling():
+        return torch.bmm(x, weight) + bias
+    return torch.baddbmm(bias, x, weight)

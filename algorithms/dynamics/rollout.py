@@ -5,7 +5,7 @@ MOPO, algorithm 2, lines 5-10; the branching is MBPO's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -73,10 +73,11 @@ def rollout(
         run: calls the arithmetic of a step, compiled or not.
     """
     _, num_starts, obs_dim = start_SBO.shape
-    elites_KS = ensemble.elites_SK.T
     chunk = CPU_CHUNK if start_SBO.device.type == "cpu" else GPU_CHUNK
     members = 1 if own_member_only else ensemble.num_ensemble
     rows_at_once = max(1, chunk // (members * ensemble.num_seeds))
+    split = _by_member if own_member_only else _in_order
+    step: Callable[..., tuple[Tensor, Tensor, Tensor]]
     step = _step_of_one_member if own_member_only else _step_of_all_members
     rows: list[Tensor] = []
     keep: list[Tensor] = []
@@ -88,31 +89,15 @@ def rollout(
         action_noise = randn(generators, num_starts, ensemble.action_dim)
         model_noise = randn(generators, num_starts, obs_dim + 1)
         order_SN = randperm(generators, num_starts)
-        # Every elite gets an equal share of the shuffled rows.
-        parts = [
-            (index_SB, member_S)
-            for share_SB, member_S in zip(
-                order_SN.tensor_split(len(elites_KS), dim=1), elites_KS, strict=True
-            )
-            for index_SB in share_SB.split(rows_at_once, dim=1)
-        ]
+        parts = split((obs, action_noise, model_noise), order_SN, ensemble.elites_SK, rows_at_once)
         stepped = [
-            run(
-                step,
-                ensemble,
-                policy,
-                *(_take(x, index_SB) for x in (obs, action_noise, model_noise)),
-                member_S,
-                penalty,
-                penalty_coef_S,
-                termination_fn,
-            )
-            for index_SB, member_S in parts
+            run(step, ensemble, policy, *part, penalty, penalty_coef_S, termination_fn)
+            for part in parts
         ]
-        inverse_SN = order_SN.argsort(dim=1)  # back into the rows' own order
-        row, reward, uncertainty = (
-            _take(torch.cat(columns, dim=1), inverse_SN) for columns in zip(*stepped, strict=True)
-        )
+        row, reward, uncertainty = (torch.cat(x, dim=1) for x in zip(*stepped, strict=True))
+        if own_member_only:
+            inverse_SN = order_SN.argsort(dim=1)
+            row, reward, uncertainty = (_take(x, inverse_SN) for x in (row, reward, uncertainty))
         # A model that ran away to inf or nan must not poison the buffer.
         valid = alive & row.isfinite().all(dim=-1)
         rows.append(row)
@@ -136,20 +121,40 @@ def rollout(
     )
 
 
+def _in_order(
+    columns: tuple[Tensor, ...], order_SN: Tensor, elites_SK: Tensor, rows_at_once: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """The columns `[S, N, ...]` in parts of B rows, each with the member `[S, B]` of every row."""
+    member_SN = torch.empty_like(order_SN)
+    shares = zip(order_SN.tensor_split(elites_SK.shape[1], dim=1), elites_SK.T, strict=True)
+    for share_SB, member_S in shares:
+        member_SN.scatter_(1, share_SB, member_S[:, None].expand_as(share_SB))
+    return zip(*(x.split(rows_at_once, dim=1) for x in (*columns, member_SN)), strict=True)
+
+
+def _by_member(
+    columns: tuple[Tensor, ...], order_SN: Tensor, elites_SK: Tensor, rows_at_once: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """The columns, shuffled, in parts whose rows share a member `[S]`."""
+    shares = zip(order_SN.tensor_split(elites_SK.shape[1], dim=1), elites_SK.T, strict=True)
+    for share_SB, member_S in shares:
+        for index_SB in share_SB.split(rows_at_once, dim=1):
+            yield *(_take(x, index_SB) for x in columns), member_S
+
+
 def _step_of_all_members(
     ensemble: DynamicsEnsemble,
     policy: Callable[[Tensor], TanhGaussian],
     obs: Tensor,
     action_noise: Tensor,
     model_noise: Tensor,
-    member_S: Tensor,
+    member_SB: Tensor,
     penalty: Callable[[Prediction], Tensor],
     penalty_coef_S: Tensor,
     termination_fn: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of rows that share a member: packed transitions, reward and penalty of each."""
+    """One step of every row: its packed transition, reward and penalty."""
     action, _ = policy(obs).sample(action_noise)
-    member_SB = member_S[:, None].expand(obs.shape[:2])
     prediction = ensemble.predict(obs, action, member_SB)
     return _transition(
         obs, action, prediction, model_noise, penalty, penalty_coef_S, termination_fn
@@ -167,7 +172,7 @@ def _step_of_one_member(
     penalty_coef_S: Tensor,
     termination_fn: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same without the other members."""
+    """The same of rows that share a member, without the other members."""
     action, _ = policy(obs).sample(action_noise)
     prediction = ensemble.predict_one(obs, action, member_S)
     return _transition(

@@ -31,6 +31,10 @@ def step(combo, batch=None, noise=None):
     return combo.gradient_step(batch, step_noise(combo) if noise is None else noise).means
 
 
+def log_beta(combo):
+    return combo.state_dict()["log_beta"].clone()
+
+
 def critic_parameters(combo):
     return [p.detach().clone() for p in combo.networks.critic.parameters()]
 
@@ -96,6 +100,40 @@ def test_beta_waits_for_the_end_of_its_warm_up():
     assert betas[:4] == [betas[0]] * 4  # the fourth step is the first to move it
     assert betas[4] > betas[3]
     assert betas[5] > betas[4]
+
+
+@pytest.mark.parametrize(("threshold", "sign"), [(-50.0, 1), (50.0, -1)])
+@pytest.mark.parametrize("warm_up", [0, 1, 30])
+def test_the_first_step_after_a_warm_up_is_adams_first_however_long_it_was(
+    warm_up, threshold, sign
+):
+    """Adam's first step is the learning rate; one among zeros would be shorter."""
+    lr = 0.01
+    combo = agent(beta="learned", beta_threshold=threshold, beta_lr=lr, beta_warmup_steps=warm_up)
+    start = log_beta(combo)
+    for n in range(warm_up):
+        step(combo, random_batch(seed=n))
+        assert torch.equal(log_beta(combo), start)
+    step(combo)
+    torch.testing.assert_close(log_beta(combo), start + sign * lr, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("before", [0, 2, 4, 5])
+def test_a_warm_up_continues_where_it_was_interrupted(before):
+    options = {"beta": "learned", "beta_threshold": -50.0, "beta_warmup_steps": 4}
+    through, resumed = agent(**options), agent(**options)
+    for n in range(before):
+        step(through, random_batch(seed=n))
+    state = {name: value.clone() for name, value in through.state_dict().items()}
+    for _ in range(6):  # beyond its own warm-up: to be forgotten, Adam's moments included
+        step(resumed)
+    resumed.load_state_dict(state)
+    for n in range(before, 8):
+        expected, means = (step(combo, random_batch(seed=n)) for combo in (through, resumed))
+        for name, value in expected.items():
+            assert torch.equal(means[name], value), (n, name)
+        assert torch.equal(log_beta(resumed), log_beta(through))
+    assert (log_beta(through) > 0).all()
 
 
 def test_a_beta_that_is_a_number_stays_that_number():

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from algorithms.penalties import PENALTIES, Prediction
+from algorithms import offline
+from algorithms.penalties import OWN_MEMBER_ONLY, PENALTIES, Prediction
 
 
 def as_set(rows):
@@ -64,6 +65,28 @@ def test_an_epoch_counts_once_and_trains_without_real_rows_too(offline_training)
     assert training.epoch == 1
     assert "q_data" not in statistics
     assert all(value.shape == (2,) for value in statistics.values())
+
+
+@pytest.mark.parametrize("penalty", sorted(OWN_MEMBER_ONLY))
+def test_an_epoch_on_the_rows_own_members_is_that_on_all_members(
+    offline_training, monkeypatch, penalty
+):
+    """The same random numbers, hence the same rows, ends and statistics."""
+
+    def first_epoch():
+        training = offline_training((3, 8), penalty=penalty, gradient_steps_per_epoch=5)
+        return training.train_epoch(), training
+
+    statistics, own = first_epoch()
+    monkeypatch.setattr(offline, "OWN_MEMBER_ONLY", frozenset())
+    expected, everyone = first_epoch()
+    assert torch.equal(own.buffer.size_S, everyone.buffer.size_S)
+    assert (own.buffer.size_S < 60).all()  # some rollouts ended early
+    for name, value in expected.items():
+        torch.testing.assert_close(statistics[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    for s, size in enumerate(own.buffer.size_S.tolist()):
+        rows, others = (x.buffer.rows_SNW[s, :size] for x in (own, everyone))
+        torch.testing.assert_close(rows, others, rtol=1e-4, atol=1e-5)
 
 
 # --- the model's data: coefficient, learning rate, none at all

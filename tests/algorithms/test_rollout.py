@@ -5,7 +5,7 @@ import torch
 
 from algorithms.dynamics import rollout as rollout_module
 from algorithms.dynamics.ensemble import DynamicsEnsemble
-from algorithms.dynamics.rollout import rollout
+from algorithms.dynamics.rollout import model_return, rollout
 from algorithms.penalties import OWN_MEMBER_ONLY, PENALTIES, Prediction
 from algorithms.randomness import randn, seed_generators
 from algorithms.sac import TanhGaussian
@@ -260,3 +260,54 @@ def test_every_elite_produces_the_same_share_of_every_step():
         for t in range(LENGTH):
             counts = torch.bincount(member[s, t], minlength=4)[ELITES[s]]
             assert sorted(counts.tolist()) == [20, 21]
+
+
+# --- whole episodes
+
+
+def steady_ensemble(changes):
+    """Seed s moves by (`changes[s]`, 0) in every step and is paid 2, whatever the member."""
+    small = {"dynamics_hidden": (4,), "dynamics_weight_decay": (0.0, 0.0)}
+    generators = [torch.Generator() for _ in changes]
+    ensemble = DynamicsEnsemble(OBS, ACTION, SETTINGS.model_copy(update=small), generators)
+    with torch.no_grad():
+        for parameter in ensemble.network.parameters():
+            parameter.zero_()
+        for s, change in enumerate(changes):
+            ensemble.network.biases[-1][s, ..., : OBS + 1] = torch.tensor([change, 0.0, 2.0])
+        ensemble.min_log_var_SD.fill_(-61)
+        ensemble.max_log_var_SD.fill_(-60)
+    return ensemble
+
+
+def episodes(changes, length):
+    """Mean return from 0 and -3, over once above 4.5; and the number of steps it took."""
+    steps = 0
+
+    def policy(obs):
+        nonlocal steps
+        steps += 1
+        return torch.zeros(*obs.shape[:-1], ACTION)
+
+    returns = model_return(
+        steady_ensemble(changes),
+        policy,
+        torch.tensor([[0.0, 0.0], [-3.0, 0.0]]),
+        seed_generators(1, range(len(changes))),
+        length=length,
+        termination_fn=lambda next_obs: next_obs[..., 0] > 4.5,
+    )
+    return returns.tolist(), steps
+
+
+def test_whole_episodes_that_are_over_are_not_played_on():
+    """They last 5 and 8 steps at a change of 1, 3 and 4 at a change of 2."""
+    just_enough, _ = episodes([1.0, 2.0], 8)
+    returns, steps = episodes([1.0, 2.0], 2000)
+    assert just_enough == returns == [13.0, 7.0]
+    assert steps <= 200  # it need not look in every step
+
+
+def test_whole_episodes_go_on_while_any_does():
+    """One seed never arrives."""
+    assert episodes([1.0, 0.0], 120) == ([13.0, 240.0], 120)

@@ -1,6 +1,7 @@
 """The algorithm as RLlib's users know it: configure, train, evaluate, save, restore, export."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -93,6 +94,26 @@ def test_evaluate_plays_episodes_of_every_seed(algo, trained):
     assert len(scores["episode_return"]) == len(scores["normalized_score"]) == 2
 
 
+def test_a_diverged_seed_has_no_metrics_whether_evaluated_or_not(config, local_ray):
+    algo = config.copy(copy_frozen=False).training(evaluation_interval=2).build_algo()
+    algo.train()
+    before = algo.train()["seed"]["0"]
+    with torch.no_grad():
+        algo.training.networks.critic.biases[-1][1] = 1e9  # more than any return
+    for evaluated in (False, True):
+        result = algo.train()
+        sound, diverged = (result["seed"][seed] for seed in ("0", "1"))
+        assert (sound.pop("diverged"), diverged.pop("diverged")) == (0, 1)
+        assert result["mean"].pop("diverged") == 0.5
+        assert {"critic_loss", "penalty", "normalized_score", "run_score"} <= diverged.keys()
+        assert ({"episode_return", "model_return"} <= diverged.keys()) == evaluated
+        assert all(math.isnan(value) for value in diverged.values()), diverged
+        assert result["mean"] == pytest.approx(sound)
+        if not evaluated:
+            assert sound["run_score"] == before["run_score"]
+    algo.stop()
+
+
 def test_weights_are_newer_after_every_epoch(algo, trained):
     before = algo.learner.get_state()["weights_seq_no"]
     algo.train()
@@ -145,6 +166,8 @@ def test_a_checkpoint_of_another_format_is_refused(checkpoint, tmp_path):
         (lambda c: c.offline(seeds=[]).build_algo(), r"seeds \[\]: at least one"),
         (lambda c: c.offline(seeds=[3, 3]).build_algo(), r"seeds \[3, 3\]: .*each once"),
         (lambda c: c.offline(dynamics_seeds="one"), r"one of per_seed, shared"),
+        (lambda c: c.offline(compile="yes"), r"compile must be 'auto', True or False, got 'yes'"),
+        (lambda c: c.offline(compile=1), r"compile must be 'auto', True or False, got 1"),
         (lambda c: c.environment("Walker2d-v4").build_algo(), r"'Walker2d-v4' does not fit"),
         (lambda c: c.learners(num_learners=1).build_algo(), r"num_learners must be 0"),
         (lambda c: MOPOConfig().environment("Hopper-v4").build_algo(), r"no data set: call"),

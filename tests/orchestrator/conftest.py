@@ -1,7 +1,17 @@
+import sqlite3
+import sys
+import uuid
+from contextlib import closing
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
 import yaml
+
+sys.path.append(str(Path(__file__).parent))
+
+from mlflow_server import MLflowServer
 
 from orchestrator.results import ResultStore, SeedResult
 from orchestrator.sweep import Sweep, load_sweep, trials
@@ -102,3 +112,41 @@ def hopper_file(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory):
+    """The server that these tests share: each uses its own sweep name."""
+    server = MLflowServer(tmp_path_factory.mktemp("mlflow"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def own_mlflow_server(tmp_path, mlflow_server):
+    """A server to lose; not started yet. A copy of the store saves making its tables."""
+    with (
+        closing(sqlite3.connect(mlflow_server.folder / "mlflow.db")) as source,
+        closing(sqlite3.connect(tmp_path / "mlflow.db")) as copy,
+    ):
+        source.backup(copy)
+    server = MLflowServer(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def sweep():
+    """A name that no other test gives its sweep."""
+    return f"sweep-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def client(mlflow_server):
+    """A client of the shared server."""
+    from mlflow import MlflowClient  # the tests beside these start faster without it
+
+    return MlflowClient(mlflow_server.uri)

@@ -20,6 +20,7 @@ def test_result_keys_do_not_depend_on_epochs_or_the_order_of_keys(quickstart, ex
 def test_result_keys_do_not_depend_on_the_rest_of_the_sweep(quickstart, expand):
     (_, before) = expand(quickstart)
     quickstart |= {"name": "other", "question": "?", "seeds": [1], "device": "cpu"}
+    quickstart |= {"compile": False, "gpus_per_trial": 0.5, "cpus_per_trial": 2}
     quickstart["grid"]["penalty"] = ["max_std"]
     (after,) = expand(quickstart)
     assert before.result_key(1) == after.result_key(1)

@@ -190,6 +190,27 @@ def test_a_sweep_keeps_its_number_when_another_one_trains_on(quickstart, expand,
     assert table(quickstart)[0]["run_score"].tolist() == [50.0, 50.0]
 
 
+def test_a_finished_score_survives_a_later_divergence(quickstart, expand, table, finish):
+    quickstart["fixed"]["epochs"] = 10
+    first, _ = expand(quickstart)
+    finish(first, 0, run_score=30.0, finished_scores={10: 30.0})
+    finish(first, 0, run_score=50.0, epochs=20, finished_scores={20: 50.0})
+    finish(first, 1, run_score=32.0, finished_scores={10: 32.0})
+    finish(first, 1, run_score=None, epochs=15, status="diverged")
+    columns = ["run_score", "scores", "seeds_done", "seeds_diverged"]
+
+    frame, notes, text = table(quickstart)
+    assert frame.loc[0, columns].tolist() == [31.0, 2, 2, 0]
+    assert "diverged" not in text
+    assert not any("diverged" in note for note in notes)
+
+    quickstart["fixed"]["epochs"] = 20
+    frame, notes, text = table(quickstart)
+    assert frame.loc[0, columns].tolist() == [50.0, 1, 2, 1]
+    assert "1 diverged" in text
+    assert any(note.startswith("diverged") for note in notes)
+
+
 def test_seeds_of_different_code_are_pointed_out(quickstart, expand, table, finish):
     first, second = expand(quickstart)
     finish(first, 0, code="aaaa")

@@ -200,6 +200,24 @@ MISTAKES = {
         {"dynamics_seeds": "both"},
         ["dynamics_seeds: must be 'per_seed' or 'shared', got 'both'"],
     ),
+    "compile as text": (
+        {"compile": "yes"},
+        ["compile: must be auto, true or false, got 'yes'"],
+    ),
+    "compile as a number": ({"compile": 1}, ["compile: must be auto, true or false, got 1"]),
+    "no GPU": ({"gpus_per_trial": 0}, ["gpus_per_trial: must be greater than 0, got 0"]),
+    "more than a GPU": (
+        {"gpus_per_trial": 2},
+        ["gpus_per_trial: must be less than or equal to 1, got 2"],
+    ),
+    "a GPU in words": (
+        {"gpus_per_trial": "half"},
+        ["gpus_per_trial: must be a number, got 'half'"],
+    ),
+    "a GPU as a boolean": (
+        {"gpus_per_trial": True},
+        ["gpus_per_trial: must be a number, got True"],
+    ),
     "no CPU": ({"cpus_per_trial": 0}, ["cpus_per_trial: must be", "got 0"]),
     "fixed without values": ({"fixed": None}, ["fixed: must be a mapping", "None"]),
 }

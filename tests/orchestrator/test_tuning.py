@@ -4,12 +4,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from rich.console import Console
 
 from algorithms import ALGORITHMS
+from algorithms.compilation import can_compile
 from algorithms.errors import UserError
+from algorithms.mopo import MOPOConfig
 from orchestrator import tuning
 from orchestrator.plan import make_plan
 from orchestrator.results import ResultStore
+from orchestrator.settings import Settings
+from orchestrator.sweep import trials
 
 
 def test_a_cell_is_trained_by_one_run_at_a_time(quickstart, expand, storage):
@@ -53,6 +59,72 @@ def test_a_job_is_what_the_algorithms_config_takes(comparison, expand, load, sto
     keys = [spec.key for spec in config.ensemble_specs()]
     assert keys == [spec.key for spec in job.ensembles if spec]
     assert sorted(keys) == config.job["record"]["ensemble_keys"]
+
+
+@pytest.fixture
+def configured(monkeypatch, load, storage):
+    """A sweep and the GPUs at hand -> the config and resources of each trial that Tune is given."""
+
+    def configured(content, gpus):
+        trained = []
+
+        class Tuner:
+            def __init__(self, trainable, *, param_space, **_):
+                for job in param_space["job"]["grid_search"]:
+                    space = {**param_space, "job": job}
+                    config = trainable.get_default_config().update_from_dict(space)
+                    resources = trainable.default_resource_request(space).required_resources
+                    trained.append((config, resources))
+
+            def fit(self):
+                return []
+
+        monkeypatch.setattr(tuning.tune, "Tuner", Tuner)
+        monkeypatch.setattr(tuning.ray, "cluster_resources", lambda: {"CPU": 4, "GPU": gpus})
+        settings, sweep = Settings(storage, "sqlite://", None), load(content)
+        jobs = make_plan(sweep, trials(sweep), storage).jobs
+        share = tuning._gpus_per_trial(sweep, settings)
+        assert tuning._tune(sweep, jobs, settings, None, share, Console()) == {}
+        return trained
+
+    return configured
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_whether_to_compile_reaches_every_algorithm(comparison, configured, told):
+    comparison |= {"compile": told, "grid": {"algorithm": ["mopo", "combo"]}}
+    trained = configured(comparison, gpus=0)
+    assert [config.compiles(torch.device("cpu")) for config, _ in trained] == [told] * 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(9_999, False), (10_000, can_compile("cpu"))], ids=["short", "long"]
+)
+def test_long_trainings_are_compiled_if_nothing_is_told(steps, expected):
+    config = MOPOConfig().training(epochs=steps, gradient_steps_per_epoch=1)
+    assert config.compiles(torch.device("cpu")) == expected
+    assert not config.offline(compile=False).compiles(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "gpus", "expected"),
+    [
+        ({}, 2, {"CPU": 1, "GPU": 1}),
+        ({"gpus_per_trial": 0.25}, 2, {"CPU": 1, "GPU": 0.25}),
+        (
+            {"gpus_per_trial": 0.25, "device": "cuda", "cpus_per_trial": 3},
+            2,
+            {"CPU": 3, "GPU": 0.25},
+        ),
+        ({"gpus_per_trial": 0.25, "device": "cpu"}, 2, {"CPU": 1}),
+        ({"gpus_per_trial": 0.25}, 0, {"CPU": 1}),
+    ],
+    ids=["default", "share", "share and CPUs", "on CPUs", "no GPU"],
+)
+def test_a_trial_asks_for_its_share_of_a_gpu(comparison, configured, keys, gpus, expected):
+    comparison["algorithm"] = "mopo"
+    ((_, resources),) = configured(comparison | keys, gpus)
+    assert {name: n for name, n in resources.items() if n} == expected
 
 
 def test_a_run_that_was_killed_holds_nothing(quickstart, expand, storage):
