@@ -12,7 +12,7 @@ rows alone, d_f all of its rows, rho the states of all rows or of the model's.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ from algorithms.sac import (
     State,
     StepStatistics,
     TanhGaussian,
+    adam,
     bellman_target,
     below,
     critic_loss,
@@ -68,10 +69,17 @@ class ConservativeSAC(SAC):
         else:
             self.beta_unit, beta = 1.0, settings.beta
         self.log_beta_S = nn.Parameter(torch.full((num_seeds,), math.log(beta), device=device))
-        self.beta_optimizer = torch.optim.Adam([self.log_beta_S], settings.beta_lr, fused=True)
+        self.beta_optimizer = adam([self.log_beta_S], settings.beta_lr)
         self.advantage_std_S = torch.zeros(num_seeds, device=device)
         self.steps = 0
         self.previous_actor = deepcopy(networks.actor).requires_grad_(requires_grad=False)
+
+    @property
+    def branch(self) -> Hashable:
+        return self.steps == 0, self.steps >= self.settings.beta_warmup_steps
+
+    def count_step(self) -> None:
+        self.steps += 1
 
     def begin_epoch(self, actor_lr: float) -> None:
         super().begin_epoch(actor_lr)
@@ -101,6 +109,7 @@ class ConservativeSAC(SAC):
         gap_S = value_SC.mean(dim=-1) - data.q_data_S
         advantage_SB = (data.q_SB - actor.q_SB)[:, : settings.real_rows]
         threshold_S = self._update_beta(gap_S, advantage_SB)
+        self.count_step()
         means = {
             "critic_loss": data.loss_S + beta_S * value_SC.sum(dim=-1),
             "bellman_error": data.bellman_S,
@@ -166,7 +175,6 @@ class ConservativeSAC(SAC):
             step_along(self.beta_optimizer, [-self.log_beta_S.detach().exp() * excess_S])
             with torch.no_grad():
                 self.log_beta_S.clamp_(math.log(settings.beta_min), math.log(settings.beta_max))
-        self.steps += 1
         return threshold_S
 
     def state_dict(self) -> State:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from algorithms.capture import Replayed, can_replay
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.rollout import Rollout, model_return, rollout
 from algorithms.environments import stream_seed
@@ -78,6 +79,7 @@ class OfflineTraining:
         rows_per_epoch = settings.rollout_batch_size * settings.rollout_length
         capacity = settings.rollout_retain_epochs * rows_per_epoch if settings.uses_model else 0
         self.buffer = RingBuffer(len(seeds), capacity, self.data_NW.shape[1], device)
+        self._seed_S1 = torch.arange(len(seeds), device=device)[:, None]
         self.generators = seed_generators(TRAINING_STREAM, seeds, device)
         self.epoch = 0
         self.seconds = 0.0  # wall time of training and evaluation, over all runs
@@ -140,12 +142,19 @@ class OfflineTraining:
         parts = {name: part for name, part in parts.items() if part.start < part.stop}
         sums: dict[str, Tensor] = {}
         largest_q_S = torch.zeros(len(self.seeds), device=self.data_NW.device)
-        for batch, noise in self._batches(num_real):
-            step = self.agent.gradient_step(batch, noise)
+
+        def gradient_step(real_SB: Tensor, model_SB: Tensor, *noise: Tensor) -> None:
+            step = self.agent.gradient_step(self._batch(real_SB, model_SB), noise)
             q = {name: step.q_SB[:, part].mean(dim=1) for name, part in parts.items()}
             for name, value in (step.means | q).items():
-                sums[name] = sums[name] + value if name in sums else value
-            largest_q_S = torch.maximum(largest_q_S, step.q_SB.abs().mean(dim=1))
+                sums.setdefault(name, torch.zeros_like(value)).add_(value)
+            torch.maximum(largest_q_S, step.q_SB.abs().mean(dim=1), out=largest_q_S)
+
+        run: Callable[..., None] = gradient_step
+        if can_replay(self.data_NW.device):
+            run = Replayed(gradient_step, lambda: self.agent.branch, self.agent.count_step)
+        for draw in self._draws(num_real):
+            run(*draw)
         steps = self.settings.gradient_steps_per_epoch
         return {name: value / steps for name, value in sums.items()}, largest_q_S
 
@@ -226,23 +235,25 @@ class OfflineTraining:
         self.buffer.add(model.rows_SNW, model.keep_SN)
         return model
 
-    def _batches(self, num_real: int) -> Iterator[tuple[Transition, tuple[Tensor, ...]]]:
-        """The epoch's batches `[S, B]`, real rows first, each with its noise."""
-        settings, networks = self.settings, self.networks
+    def _draws(self, num_real: int) -> Iterator[tuple[Tensor, ...]]:
+        """What every step of the epoch draws: real rows, the model's rows, the step's noise."""
+        settings = self.settings
         num_model = settings.batch_size - num_real
-        seed_S1 = torch.arange(len(self.seeds), device=self.data_NW.device)[:, None]
         for begin in range(0, settings.gradient_steps_per_epoch, STEPS_PER_DRAW):
             steps = min(STEPS_PER_DRAW, settings.gradient_steps_per_epoch - begin)
             real_SNB = randint(self.generators, self.data_NW.shape[0], steps, num_real)
             model_SNB = randint_below(self.generators, self.buffer.size_S, steps, num_model)
             noise = self.agent.draw_noise(self.generators, steps)
             for n in range(steps):
-                rows = self.data_NW[real_SNB[:, n]]
-                if num_model:
-                    model_rows = self.buffer.rows_SNW[seed_S1, model_SNB[:, n]]
-                    rows = torch.cat([rows, model_rows], dim=1)
-                batch = unpack(rows, networks.obs_dim, networks.action_dim)
-                yield batch, tuple(x[:, n] for x in noise)
+                yield real_SNB[:, n], model_SNB[:, n], *(x[:, n] for x in noise)
+
+    def _batch(self, real_SB: Tensor, model_SB: Tensor) -> Transition:
+        """The batch `[S, B]` of these rows of the data and of the buffer, real rows first."""
+        rows = self.data_NW[real_SB]
+        if model_SB.shape[1]:
+            model_rows = self.buffer.rows_SNW[self._seed_S1, model_SB]
+            rows = torch.cat([rows, model_rows], dim=1)
+        return unpack(rows, self.networks.obs_dim, self.networks.action_dim)
 
     def state_dict(self) -> State:
         """All that training changes, as flat tensors; the seed axis is first in all but 0-d ones.

@@ -8,7 +8,7 @@ parameter, so each receives exactly the gradient it would receive alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -129,10 +129,16 @@ class SACOptimizers(NamedTuple):
     @classmethod
     def create(cls, networks: SACNetworks, settings: SACSettings) -> SACOptimizers:
         return cls(
-            actor=torch.optim.Adam(networks.actor.parameters(), settings.actor_lr, fused=True),
-            critic=torch.optim.Adam(networks.critic.parameters(), settings.critic_lr, fused=True),
-            alpha=torch.optim.Adam([networks.log_alpha_S], settings.alpha_lr, fused=True),
+            actor=adam(networks.actor.parameters(), settings.actor_lr),
+            critic=adam(networks.critic.parameters(), settings.critic_lr),
+            alpha=adam([networks.log_alpha_S], settings.alpha_lr),
         )
+
+
+def adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    """Adam in one kernel, which on a GPU may be part of a CUDA graph."""
+    parameters = list(parameters)
+    return torch.optim.Adam(parameters, lr, fused=True, capturable=parameters[0].is_cuda)
 
 
 class StepNoise(NamedTuple):
@@ -303,6 +309,14 @@ class SAC:
         self.networks, self.settings, self.run = networks, settings, run
         self.reward_scale = reward_scale
         self.optimizers = SACOptimizers.create(networks, settings)
+
+    @property
+    def branch(self) -> Hashable:
+        """What the Python of `gradient_step` branches on, beside what is fixed in an epoch."""
+        return None
+
+    def count_step(self) -> None:
+        """A gradient step was taken, if without its Python."""
 
     def begin_epoch(self, actor_lr: float) -> None:
         """What changes from epoch to epoch only."""

@@ -20,7 +20,6 @@ from algorithms.randomness import seed_generators
 from algorithms.sac import SAC, RewardScale, SACNetworks
 from algorithms.settings import COMBOSettings, EnsembleSettings, MOPOSettings
 from algorithms.terminations import hopper
-from algorithms.transitions import Transition
 
 ALGORITHMS = {"MOPO": (SAC, MOPOSettings), "COMBO": (ConservativeSAC, COMBOSettings)}
 ENVIRONMENT = "Hopper-v4"
@@ -82,13 +81,13 @@ def draw_in_blocks(training: OfflineTraining) -> None:
     happen to be timed. The buffer must be filled.
     """
     change(training, gradient_steps_per_epoch=10**9)
-    batches = training._batches(training.settings.real_rows)
-    next(batches)  # it has read its settings now
+    draws = training._draws(training.settings.real_rows)
+    next(draws)  # it has read its settings now
 
-    def some(num_real: int) -> Iterator[tuple[Transition, tuple[Tensor, ...]]]:
-        return islice(batches, training.settings.gradient_steps_per_epoch)
+    def some(num_real: int) -> Iterator[tuple[Tensor, ...]]:
+        return islice(draws, training.settings.gradient_steps_per_epoch)
 
-    training._batches = some
+    training._draws = some
 
 
 def expert_policy(device: str) -> Callable[[Tensor], Tensor]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from algorithms.checkpoint import CHECKPOINT_FORMAT
 from algorithms.errors import UserError
 from algorithms.mopo import MOPO, MOPOConfig
 
@@ -152,7 +153,8 @@ def test_a_checkpoint_of_another_format_is_refused(checkpoint, tmp_path):
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata = header["__metadata__"] | {"format": "999", "code": "1.2.3+abc"}
     file.write_bytes(save(load(content), metadata))
-    with pytest.raises(UserError, match=r"format 999, this version reads 1.*1\.2\.3\+abc"):
+    sentence = rf"format 999, this version reads {CHECKPOINT_FORMAT}: .*1\.2\.3\+abc"
+    with pytest.raises(UserError, match=sentence):
         MOPO.from_checkpoint(str(copy))
 
 
