@@ -7,6 +7,7 @@ The arithmetic of a gradient step lives in plain functions of tensors and module
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol, TypeVar
@@ -59,6 +60,8 @@ def _compiled(function: Callable[..., Result]) -> Callable[..., Result]:
     dynamo.trace_autograd_ops = True
     # A process may build many algorithms, each with shapes and penalties of its own.
     dynamo.recompile_limit = 64
+    # What torch's compiler says of its own code is of no use to whoever reads the terminal.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 

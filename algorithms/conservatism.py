@@ -26,7 +26,7 @@ from algorithms.sac import TanhGaussian
 MAX_ACTION = 1.0 - 1e-6  # atanh(1) is infinite
 
 
-class WeighedActions(NamedTuple):
+class WeightedActions(NamedTuple):
     """log E_{a ~ prior} exp(f(a)) is estimated as logsumexp_N(f(a) + log_weight) - log_total."""
 
     action_SBNA: Tensor
@@ -44,7 +44,7 @@ def soft_maximum(q: Tensor, log_weight: Tensor, log_total: Tensor, temperature: 
 
 
 def own_density(log_density_SBNP: Tensor, log_prior: float) -> tuple[Tensor, Tensor]:
-    """Each action weighed by the density of the proposal it came from: CQL's estimator.
+    """Each action weighted by the density of the proposal it came from: CQL's estimator.
 
     Unbiased inside the logarithm. A constant Q = c gives c only where every proposal
     is the prior; with narrow policies it falls short, by up to log P.
@@ -56,7 +56,7 @@ def own_density(log_density_SBNP: Tensor, log_prior: float) -> tuple[Tensor, Ten
 
 
 def balanced(log_density_SBNP: Tensor, log_prior: float) -> tuple[Tensor, Tensor]:
-    """Each action weighed by the mean density of all proposals, self-normalised.
+    """Each action weighted by the mean density of all proposals, self-normalised.
 
     The balance heuristic (Veach and Guibas 1995); a constant Q = c gives c exactly.
     """
@@ -85,7 +85,7 @@ class Policies(NamedTuple):
     previous: TanhGaussian  # pi(.|s) as it was when the epoch began
 
 
-def uniform(policies: Policies, noise_SBPMA: Tensor, importance: Importance) -> WeighedActions:
+def uniform(policies: Policies, noise_SBPMA: Tensor, importance: Importance) -> WeightedActions:
     """The paper's prior, uniform over [-1, 1]^A: M actions each from it, pi(.|s) and pi(.|s')."""
     noise_uniform, noise_current, noise_next = noise_SBPMA.unbind(dim=2)
     # erf(z / sqrt 2) is 2 Phi(z) - 1: uniform over [-1, 1].
@@ -108,25 +108,25 @@ def uniform(policies: Policies, noise_SBPMA: Tensor, importance: Importance) -> 
         ],
         dim=-1,
     )
-    return WeighedActions(torch.tanh(u_SBNA), *importance(log_density_SBNP, log_prior))
+    return WeightedActions(torch.tanh(u_SBNA), *importance(log_density_SBNP, log_prior))
 
 
 def previous_policy(
     policies: Policies, noise_SBPMA: Tensor, importance: Importance
-) -> WeighedActions:
-    """The policy at the start of the epoch (CQL(rho)): drawn from the prior itself, unweighed."""
+) -> WeightedActions:
+    """The policy at the start of the epoch (CQL(rho)): drawn from the prior itself, unweighted."""
     del importance  # every weight is 1
     action_SBNA, _ = policies.previous.sample(noise_SBPMA.squeeze(2))
     log_weight = torch.zeros_like(action_SBNA[..., 0])
     log_total = torch.full_like(log_weight[..., 0], math.log(log_weight.shape[-1]))
-    return WeighedActions(action_SBNA, log_weight, log_total)
+    return WeightedActions(action_SBNA, log_weight, log_total)
 
 
 class PriorEntry(NamedTuple):
     """A prior by name."""
 
     num_proposals: int  # P
-    draw: Callable[[Policies, Tensor, Importance], WeighedActions]
+    draw: Callable[[Policies, Tensor, Importance], WeightedActions]
 
 
 PRIORS: dict[settings.Prior, PriorEntry] = {

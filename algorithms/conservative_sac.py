@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms.compilation import Run, run_eagerly
-from algorithms.conservatism import IMPORTANCE, PRIORS, Policies, WeighedActions, soft_maximum
+from algorithms.conservatism import IMPORTANCE, PRIORS, Policies, WeightedActions, soft_maximum
 from algorithms.networks import StackedMLP
 from algorithms.randomness import randn
 from algorithms.sac import (
@@ -139,7 +139,7 @@ class ConservativeSAC(SAC):
             chunk = max(MIN_CPU_CHUNK, CPU_CHUNK // len(obs))
         value_SC, gradients = torch.zeros(self.networks.critic.stack, device=obs.device), None
         for part in zip(*(x.split(chunk, dim=1) for x in (obs, *actions)), strict=True):
-            part_obs, part_actions = part[0], WeighedActions(*part[1:])
+            part_obs, part_actions = part[0], WeightedActions(*part[1:])
             part_SC, part_gradients = self.run(
                 value_gradients,
                 self.networks,
@@ -243,7 +243,7 @@ def draw_actions(
     next_obs_SBO: Tensor,
     noise_SBPMA: Tensor,
     settings: COMBOSettings,
-) -> WeighedActions:
+) -> WeightedActions:
     """The prior's actions at the states of rho."""
     policies = Policies(
         current=_for_samples(networks.policy(obs_SBO)),
@@ -256,7 +256,7 @@ def draw_actions(
 def value_gradients(
     networks: SACNetworks,
     obs_SBO: Tensor,
-    actions: WeighedActions,
+    actions: WeightedActions,
     weight_S: Tensor,
     temperature: float,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:

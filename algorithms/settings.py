@@ -184,13 +184,14 @@ class COMBOSettings(OfflineSettings):
     backup: Literal["deterministic", "soft"] = "deterministic"
     # The learned beta alone; `ConservativeSAC` says what it is. All but the learning rate and the
     # warm-up are in units that scale with the rewards: the data's root mean square reward for
-    # beta, the spread of the data's advantages for the threshold.
+    # beta, the spread of the data's advantages for the threshold, which is negative because
+    # sampled actions shall look worse than the data's.
     beta_init: Positive = 1.0
     beta_lr: Positive = 3e-5
     beta_warmup_steps: Annotated[int, Field(ge=0)] = 20_000
     beta_min: Positive = 0.01
     beta_max: Positive = 20.0
-    beta_threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.25
+    beta_threshold: Annotated[float, Field(allow_inf_nan=False)] = -0.5
 
     @property
     def learns_beta(self) -> bool:

@@ -29,7 +29,7 @@ def gaussian(mean, std, states, action_dim):
 
 
 def draw(prior, importance, policies, samples, states=4, action_dim=2, previous=(0.4, 0.6)):
-    """Weighed actions at `states` states, with policies (mean, std) at s, at s' and before."""
+    """Weighted actions at `states` states, with policies (mean, std) at s, at s' and before."""
     every = (*policies, previous)
     generator = torch.Generator().manual_seed(0)
     noise = randn([generator], states, PRIORS[prior].num_proposals, samples, action_dim)

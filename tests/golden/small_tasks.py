@@ -33,7 +33,12 @@ SIZES = {
     "gradient_steps_per_epoch": 25,
 }
 # As COMBO needs 30 actions per state, it takes fewer of each; beta starts to learn at once.
-COMBO_SIZES = SIZES | {"num_action_samples": 3, "beta_lr": 1e-2, "beta_warmup_steps": 0}
+COMBO_SIZES = SIZES | {
+    "num_action_samples": 3,
+    "beta_lr": 1e-2,
+    "beta_warmup_steps": 0,
+    "beta_threshold": 0.25,
+}
 
 # COMBO's variants of the report, and ours, by the settings that make them.
 COMBO_VARIANTS: dict[str, dict[str, Any]] = {
