@@ -77,8 +77,6 @@ def rollout(
     members = 1 if own_member_only else ensemble.num_ensemble
     rows_at_once = max(1, chunk // (members * ensemble.num_seeds))
     split = _by_member if own_member_only else _in_order
-    step: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    step = _step_of_one_member if own_member_only else _step_of_all_members
     rows: list[Tensor] = []
     keep: list[Tensor] = []
     rewards: list[Tensor] = []
@@ -91,7 +89,7 @@ def rollout(
         order_SN = randperm(generators, num_starts)
         parts = split((obs, action_noise, model_noise), order_SN, ensemble.elites_SK, rows_at_once)
         stepped = [
-            run(step, ensemble, policy, *part, penalty, penalty_coef_S, termination_fn)
+            run(_step, ensemble, policy, *part, penalty, penalty_coef_S, termination_fn)
             for part in parts
         ]
         row, reward, uncertainty = (torch.cat(x, dim=1) for x in zip(*stepped, strict=True))
@@ -142,53 +140,25 @@ def _by_member(
             yield *(_take(x, index_SB) for x in columns), member_S
 
 
-def _step_of_all_members(
+def _step(
     ensemble: DynamicsEnsemble,
     policy: Callable[[Tensor], TanhGaussian],
     obs: Tensor,
     action_noise: Tensor,
     model_noise: Tensor,
-    member_SB: Tensor,
+    member: Tensor,
     penalty: Callable[[Prediction], Tensor],
     penalty_coef_S: Tensor,
     termination_fn: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of every row: its packed transition, reward and penalty."""
+    """One step of B rows per seed: packed transitions, reward and penalty of each.
+
+    `member` is every row's, `[S, B]`; or that of all a seed's rows, `[S]`, and the others'
+    predictions are not made.
+    """
     action, _ = policy(obs).sample(action_noise)
-    prediction = ensemble.predict(obs, action, member_SB)
-    return _transition(
-        obs, action, prediction, model_noise, penalty, penalty_coef_S, termination_fn
-    )
-
-
-def _step_of_one_member(
-    ensemble: DynamicsEnsemble,
-    policy: Callable[[Tensor], TanhGaussian],
-    obs: Tensor,
-    action_noise: Tensor,
-    model_noise: Tensor,
-    member_S: Tensor,
-    penalty: Callable[[Prediction], Tensor],
-    penalty_coef_S: Tensor,
-    termination_fn: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of rows that share a member, without the other members."""
-    action, _ = policy(obs).sample(action_noise)
-    prediction = ensemble.predict_one(obs, action, member_S)
-    return _transition(
-        obs, action, prediction, model_noise, penalty, penalty_coef_S, termination_fn
-    )
-
-
-def _transition(
-    obs: Tensor,
-    action: Tensor,
-    prediction: Prediction,
-    model_noise: Tensor,
-    penalty: Callable[[Prediction], Tensor],
-    penalty_coef_S: Tensor,
-    termination_fn: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
+    predict = ensemble.predict if member.dim() == 2 else ensemble.predict_one
+    prediction = predict(obs, action, member)
     outcome = sample_member(prediction, model_noise)
     next_obs, reward = obs + outcome[..., :-1], outcome[..., -1]
     uncertainty = penalty(prediction)
