@@ -319,13 +319,14 @@ def _record_trained(tracker: Tracker, trial: Trial, store: ResultStore) -> None:
     results = {seed: store.get(trial.result_key(seed)) for seed in trial.seeds}
     found = {seed: result for seed, result in results.items() if result is not None}
     record = _record(trial, trial.seeds)
-    diverged = [seed for seed, result in found.items() if result.status == "diverged"]
+    epochs = trial.settings.epochs
+    diverged = [seed for seed, result in found.items() if result.diverged_before(epochs)]
     tracker.start_trial({**record, "tags": {**record["tags"], **divergence_tags(diverged)}})
     tracker.log_result(
         trial.cell_key,
         {
-            "training_iteration": max(result.epochs for result in found.values()),
-            "seed": {str(seed): {"run_score": result.run_score} for seed, result in found.items()},
+            "training_iteration": epochs,
+            "seed": {str(seed): {"run_score": r.score(epochs)} for seed, r in found.items()},
         },
         means=False,
     )
@@ -351,4 +352,4 @@ def _record_table(tracker: Tracker, sweep: Sweep, trials: Sequence[Trial], stora
     tracker.log_table(text.getvalue(), "table.txt")
     for trial, row in zip(trials, frame.to_dict("records"), strict=True):
         if row["scores"]:
-            tracker.log_score(trial.name, row["run_score"], row["epochs_done"])
+            tracker.log_score(trial.name, row["run_score"], min(row["epochs_done"], row["epochs"]))

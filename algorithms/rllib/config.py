@@ -108,6 +108,13 @@ class OfflineConfig(AlgorithmConfig):
         self.job["settings"] = merged
         return self
 
+    def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
+        """Takes a search space, or a whole config, which is what Tune makes of one."""
+        # RLlib would hand these of its own to `training`, which takes our hyperparameters alone.
+        rllibs = {name: getattr(self, name, None) for name in ("model", "optimizer")}
+        changed = {k: v for k, v in config_dict.items() if k not in rllibs or v != rllibs[k]}
+        return super().update_from_dict(changed)
+
     @property
     def settings(self) -> OfflineSettings:
         return validated(self.settings_class, self.job["settings"])

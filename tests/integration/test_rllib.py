@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from ray import tune
 from safetensors.torch import load, save
 
 from algorithms.checkpoint import CHECKPOINT_FORMAT
@@ -179,6 +180,19 @@ def test_a_mistake_is_one_sentence(mistake, sentence, config, local_ray):
     with pytest.raises(UserError, match=sentence) as caught:
         mistake(config.copy(copy_frozen=False))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_tuner_of_ones_own_takes_the_config(algo, config, tmp_path):
+    """`algo` has trained the ensembles before."""
+    run_config = tune.RunConfig(
+        storage_path=str(tmp_path), stop={"training_iteration": 1}, verbose=0
+    )
+    config = config.copy(copy_frozen=False)
+    (result,) = tune.Tuner(MOPO, param_space=config, run_config=run_config).fit()
+    assert result.error is None
+    assert result.metrics["epoch"] == 1
+    assert result.metrics["seed"].keys() == {"0", "1"}
 
 
 STANDALONE = """

@@ -13,7 +13,7 @@ from algorithms.errors import UserError
 from algorithms.mopo import MOPOConfig
 from orchestrator import tuning
 from orchestrator.plan import make_plan
-from orchestrator.results import ResultStore
+from orchestrator.results import ResultStore, SeedResult
 from orchestrator.settings import Settings
 from orchestrator.sweep import trials
 
@@ -46,6 +46,57 @@ def test_one_tuner_trains_what_has_one_trainable(comparison, expand, load, stora
     groups = tuning.by_base_algorithm(planned.jobs)
     algorithms = {base: [job.trial.algorithm for job in jobs] for base, jobs in groups.items()}
     assert algorithms == {"combo": ["cql", "combo"], "mopo": ["mopo", "sac", "mbpo"]}
+
+
+class Recorder:
+    """Stands in for the tracker."""
+
+    def start_trial(self, record):
+        self.tags = record["tags"]
+
+    def log_result(self, cell_key, result, *, means):
+        self.step, self.seeds = result["training_iteration"], result["seed"]
+
+    def end_trial(self, cell_key):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("epochs", "scores", "diverged"),
+    [(10, {"0": 30.0, "1": 31.0}, []), (20, {"0": 50.0, "1": None}, ["1"])],
+)
+def test_what_mlflow_is_told_of_a_trained_cell_is_what_the_table_says(
+    quickstart, expand, storage, epochs, scores, diverged
+):
+    """Seed 0 went on from 10 to 20 epochs, seed 1 diverged on the way."""
+    quickstart["fixed"]["epochs"] = epochs
+    trial, store = expand(quickstart)[0], ResultStore(storage)
+    last = {0: ("finished", 20, 50.0), 1: ("diverged", 15, None)}
+    for seed, (status, done, score) in last.items():
+        finished = {10: 30.0 + seed} | ({20: 50.0} if seed == 0 else {})
+        store.put(
+            SeedResult(
+                key=trial.result_key(seed),
+                trial=trial.name,
+                seed=seed,
+                epochs=done,
+                run_score=score,
+                finished_scores=finished,
+                behaviour_score=12.0,
+                minutes=1.0,
+                checkpoint=None,
+                index=seed,
+                ensemble_key=None,
+                status=status,
+            )
+        )
+    told = Recorder()
+    tuning._record_trained(told, trial, store)
+    assert told.step == epochs
+    assert told.seeds == {seed: {"run_score": score} for seed, score in scores.items()}
+    assert [tag for tag in told.tags if tag.startswith("diverged")] == [
+        f"diverged.seed_{seed}" for seed in diverged
+    ]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -90,10 +141,10 @@ def configured(monkeypatch, load, storage):
     return configured
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_whether_to_compile_reaches_every_algorithm(comparison, configured, told):
-    comparison |= {"compile": told, "grid": {"algorithm": ["mopo", "combo"]}}
-    trained = configured(comparison, gpus=0)
+@pytest.mark.parametrize(("told", "epochs"), [(True, 1), (False, 1000)])  # not as `auto` would
+def test_whether_to_compile_reaches_every_algorithm(comparison, configured, told, epochs):
+    comparison |= {"compile": told, "fixed": {"epochs": epochs}}
+    trained = configured(comparison | {"grid": {"algorithm": ["mopo", "combo"]}}, gpus=0)
     assert [config.compiles(torch.device("cpu")) for config, _ in trained] == [told] * 2
 
 
