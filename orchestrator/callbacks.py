@@ -118,7 +118,8 @@ class ProgressCallback(tune.Callback):
         job = trial.config["job"]
         record = job["record"]
         name = f"{record['name']} seeds {','.join(map(str, record['seeds']))}"
-        self._bars[trial.trial_id] = self._progress.add(name, job["settings"]["epochs"])
+        epochs = job["settings"]["epochs"]
+        self._bars[trial.trial_id] = self._progress.add(name, epochs, record["epochs_done"])
 
     def on_trial_result(
         self,

@@ -288,6 +288,7 @@ def job_config(job: Job, storage: Path) -> dict[str, Any]:
         "resume": resume and {"checkpoint": resume.checkpoint, "positions": list(resume.indices)},
         "record": {
             **_record(trial, job.seeds),
+            "epochs_done": resume.epochs if resume else 0,
             # For `ResultCallback`, in the order of the seeds.
             "result_keys": [trial.result_key(seed) for seed in job.seeds],
             "ensemble_of_seed": [spec and spec.key for spec in job.ensembles],

@@ -4,9 +4,11 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
-from orchestrator.callbacks import DivergenceCallback, ResultCallback
+from orchestrator.callbacks import DivergenceCallback, ProgressCallback, ResultCallback
 from orchestrator.plan import make_plan
+from orchestrator.progress import StageProgress
 from orchestrator.results import ResultStore
 from orchestrator.tuning import job_config
 
@@ -115,3 +117,20 @@ def test_the_run_of_a_cell_is_tagged_with_its_diverged_seeds(tune_trial, tracker
         variant | {"diverged.seed_1": "true"},
         variant | {"diverged.seed_0": "true", "diverged.seed_1": "true"},
     ]
+
+
+def test_progress_counts_from_the_epoch_where_a_training_goes_on(
+    comparison, expand, finish, tune_trial, capsys
+):
+    comparison["fixed"] = {"epochs": 20}
+    for seed in (0, 1):
+        finish(expand(comparison | {"algorithm": "mopo"})[0], seed, epochs=8, index=seed)
+    trial = tune_trial()
+    with StageProgress(Console(width=120)) as progress:
+        callback = ProgressCallback(progress)
+        callback.on_trial_start(0, [trial], trial)
+        last = a_result(20, {}, {}, done=True) | {"mean": {"run_score": 12.34}}
+        callback.on_trial_result(1, [trial], trial, last)
+    start, end = capsys.readouterr().out.splitlines()
+    assert start.endswith("seeds 0,1: 8/20 epochs starts")
+    assert end.endswith("seeds 0,1: 20/20 epochs score 12.3")

@@ -13,7 +13,7 @@ from algorithms.errors import UserError
 from algorithms.mopo import MOPOConfig
 from orchestrator import tuning
 from orchestrator.plan import make_plan
-from orchestrator.results import ResultStore, SeedResult
+from orchestrator.results import ResultStore
 from orchestrator.settings import Settings
 from orchestrator.sweep import trials
 
@@ -66,32 +66,17 @@ class Recorder:
     [(10, {"0": 30.0, "1": 31.0}, []), (20, {"0": 50.0, "1": None}, ["1"])],
 )
 def test_what_mlflow_is_told_of_a_trained_cell_is_what_the_table_says(
-    quickstart, expand, storage, epochs, scores, diverged
+    quickstart, expand, finish, storage, epochs, scores, diverged
 ):
     """Seed 0 went on from 10 to 20 epochs, seed 1 diverged on the way."""
     quickstart["fixed"]["epochs"] = epochs
-    trial, store = expand(quickstart)[0], ResultStore(storage)
-    last = {0: ("finished", 20, 50.0), 1: ("diverged", 15, None)}
-    for seed, (status, done, score) in last.items():
-        finished = {10: 30.0 + seed} | ({20: 50.0} if seed == 0 else {})
-        store.put(
-            SeedResult(
-                key=trial.result_key(seed),
-                trial=trial.name,
-                seed=seed,
-                epochs=done,
-                run_score=score,
-                finished_scores=finished,
-                behaviour_score=12.0,
-                minutes=1.0,
-                checkpoint=None,
-                index=seed,
-                ensemble_key=None,
-                status=status,
-            )
-        )
+    trial = expand(quickstart)[0]
+    at_10 = {seed: {10: 30.0 + seed} for seed in (0, 1)}
+    finish(trial, 0, epochs=20, run_score=50.0, finished_scores=at_10[0] | {20: 50.0})
+    diverged_at_15 = {"epochs": 15, "run_score": None, "status": "diverged"}
+    finish(trial, 1, **diverged_at_15, finished_scores=at_10[1])
     told = Recorder()
-    tuning._record_trained(told, trial, store)
+    tuning._record_trained(told, trial, ResultStore(storage))
     assert told.step == epochs
     assert told.seeds == {seed: {"run_score": score} for seed, score in scores.items()}
     assert [tag for tag in told.tags if tag.startswith("diverged")] == [
