@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,8 +19,11 @@ WARM_UP = 3  # calls before a capture, as PyTorch's notes on CUDA graphs ask for
 
 
 def can_replay(device: torch.device) -> bool:
-    """Whether the device has graphs of kernels."""
-    return device.type == "cuda"
+    """Whether the device has graphs of kernels, and none was refused in this process."""
+    return device.type == "cuda" and device not in _REFUSED
+
+
+_REFUSED: set[torch.device] = set()
 
 
 class Replayed:
@@ -27,7 +31,7 @@ class Replayed:
 
     Whatever else the function reads or writes must stay where it is in memory. Its Python
     runs in no replay, so all that it branches on must be in `branch`. Where a capture fails,
-    a warning says so once and the function is called as it is.
+    a warning says so and the function is called as it is.
 
     Args:
         function: changes tensors in place and returns nothing.
@@ -46,43 +50,56 @@ class Replayed:
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
-        self._refused = False
 
     def __call__(self, *inputs: Tensor) -> None:
+        device = inputs[0].device
+        if not can_replay(device):
+            self._function(*inputs)
+            return
+        # The same places and strides from the first call on: nothing may be compiled in a capture.
+        if not self._inputs:
+            self._inputs = [
+                torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs
+            ]
+        torch._foreach_copy_(self._inputs, list(inputs))
         branch = self._branch()
         if branch != self._branched:
             self._branched, self._calls, self._graph = branch, 0, None
         self._calls += 1
-        if self._refused:
-            self._function(*inputs)
-        elif self._calls <= WARM_UP:
-            self._call_on_a_side_stream(inputs)
-        elif self._graph is None:
-            self._capture(inputs)
-        else:
-            torch._foreach_copy_(self._inputs, list(inputs))
-            self._graph.replay()
-            self._replayed()
+        with torch.cuda.device(device):
+            if self._calls <= WARM_UP:
+                self._call_on_the_side(device)
+            elif self._graph is None:
+                self._capture(device)
+            else:
+                self._graph.replay()
+                self._replayed()
 
-    def _call_on_a_side_stream(self, inputs: tuple[Tensor, ...]) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+    def _call_on_the_side(self, device: torch.device) -> None:
+        stream, main = _side_stream(device), torch.cuda.current_stream()
+        stream.wait_stream(main)
         with torch.cuda.stream(stream):
-            self._function(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+            self._function(*self._inputs)
+        main.wait_stream(stream)
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
+    def _capture(self, device: torch.device) -> None:
         """Capture, which runs the Python but no kernel, then replay."""
-        static = [x.clone() for x in inputs]
-        graph = torch.cuda.CUDAGraph()
+        graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph):
-                self._function(*static)
+                self._function(*self._inputs)
         except RuntimeError as error:
-            self._refused = True
+            torch.cuda.set_stream(main)  # a failed capture may not have gone back to it
+            _REFUSED.add(device)
             reason = str(error).strip().partition("\n")[0]
             log.warning("gradient steps run without a CUDA graph: %s", reason)
-            self._function(*inputs)
+            self._function(*self._inputs)
             return
-        self._graph, self._inputs = graph, static
+        self._graph = graph
         graph.replay()
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    # One for good: cuBLAS keeps a workspace for every stream that it has seen.
+    return torch.cuda.Stream(device)

@@ -161,8 +161,8 @@ class ConservativeSAC(SAC):
 
         The threshold is in units of the spread of the data's advantages Q(s, a) - Q(s, pi(s)),
         at one sampled action of the policy, so that it scales with the rewards and asks how
-        much better than the data's an action may look, whatever the states are worth. The
-        spread is capped, so that a diverging Q cannot raise its own threshold.
+        much better or worse than the data's an action may look, whatever the states are worth.
+        The spread is capped, so that a diverging Q cannot move its own threshold without end.
         """
         settings = self.settings
         std_S = advantage_SB.std(dim=-1, unbiased=False)

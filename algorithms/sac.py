@@ -8,6 +8,7 @@ parameter, so each receives exactly the gradient it would receive alone.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -138,6 +139,8 @@ class SACOptimizers(NamedTuple):
 def adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
     """Adam in one kernel, which on a GPU may be part of a CUDA graph."""
     parameters = list(parameters)
+    # The first steps of an epoch, which no graph captures, are meant.
+    warnings.filterwarnings("ignore", message=".*constructed with capturable=True")
     return torch.optim.Adam(parameters, lr, fused=True, capturable=parameters[0].is_cuda)
 
 

@@ -23,7 +23,7 @@ def summary(trials: Sequence[Trial], store: ResultStore) -> pd.DataFrame:
         variant, dataset: of the trial.
         seeds: asked for. seeds_done: finished, diverged ones included.
         seeds_diverged: those whose Q turned non-finite, or larger than any return could be.
-        epochs: asked for. epochs_done: the most that a finished seed has, 0 without one.
+        epochs: asked for. epochs_done: after how many the scores were, at most; 0 without one.
         run_score, score_std: mean and sample standard deviation (ddof 1) over the seeds that are
             done and did not diverge, each seed counting with the mean of its last 10
             evaluations (normalised); NaN without a seed, and score_std with only one.
@@ -49,7 +49,7 @@ def _row(trial: Trial, store: ResultStore) -> dict[str, object]:
         "seeds_done": len(done),
         "seeds_diverged": sum(result.diverged_before(epochs) for result in done),
         "epochs": epochs,
-        "epochs_done": max((result.epochs for result in done), default=0),
+        "epochs_done": max((result.scored_at(epochs) for result in done), default=0),
         "run_score": scores.mean(),
         "score_std": scores.std(ddof=1),
         "scores": len(scores),

@@ -46,7 +46,7 @@ class SeedResult(BaseModel):
         return self.status == "diverged" or self.epochs >= epochs
 
     def diverged_before(self, epochs: int) -> bool:
-        """Whether the seed diverged on its way to `epochs`; later is another sweep's affair."""
+        """Whether the seed diverged, and no score is kept of it at `epochs`."""
         return self.status == "diverged" and epochs not in self.finished_scores
 
     def score(self, epochs: int) -> float | None:
@@ -54,6 +54,10 @@ class SeedResult(BaseModel):
         if self.diverged_before(epochs):
             return None
         return self.finished_scores.get(epochs, self.run_score)
+
+    def scored_at(self, epochs: int) -> int:
+        """After how many epochs `score(epochs)` was."""
+        return epochs if epochs in self.finished_scores else self.epochs
 
     @property
     def existing_checkpoint(self) -> str | None:

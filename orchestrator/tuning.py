@@ -326,7 +326,7 @@ def _record_trained(tracker: Tracker, trial: Trial, store: ResultStore) -> None:
     tracker.log_result(
         trial.cell_key,
         {
-            "training_iteration": epochs,
+            "training_iteration": max(result.scored_at(epochs) for result in found.values()),
             "seed": {str(seed): {"run_score": r.score(epochs)} for seed, r in found.items()},
         },
         means=False,
@@ -353,4 +353,4 @@ def _record_table(tracker: Tracker, sweep: Sweep, trials: Sequence[Trial], stora
     tracker.log_table(text.getvalue(), "table.txt")
     for trial, row in zip(trials, frame.to_dict("records"), strict=True):
         if row["scores"]:
-            tracker.log_score(trial.name, row["run_score"], min(row["epochs_done"], row["epochs"]))
+            tracker.log_score(trial.name, row["run_score"], row["epochs_done"])

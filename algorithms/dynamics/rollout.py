@@ -103,7 +103,8 @@ def rollout(
         rewards.append(reward)
         penalties.append(uncertainty)
         step_rows = unpack(row, obs_dim, ensemble.action_dim)
-        alive, obs = valid & (step_rows.terminal == 0), step_rows.next_obs
+        alive = valid & (step_rows.terminal == 0)
+        obs = step_rows.next_obs.contiguous()  # strides as at the start: compiled once
     rows_SNW, keep_SN = torch.cat(rows, dim=1), torch.cat(keep, dim=1)
     kept_S = keep_SN.sum(dim=1).clamp(min=1)
     penalty_SN = torch.where(keep_SN, torch.cat(penalties, dim=1), torch.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, Self
 
 import torch
@@ -109,11 +110,16 @@ class OfflineConfig(AlgorithmConfig):
         return self
 
     def update_from_dict(self, config_dict: dict[str, Any]) -> Self:
-        """Takes a search space, or a whole config, which is what Tune makes of one."""
-        # RLlib would hand these of its own to `training`, which takes our hyperparameters alone.
-        rllibs = {name: getattr(self, name, None) for name in ("model", "optimizer")}
-        changed = {k: v for k, v in config_dict.items() if k not in rllibs or v != rllibs[k]}
-        return super().update_from_dict(changed)
+        """Takes a point of a search space, or a whole config, which is what Tune makes of one.
+
+        Hyperparameters may stand in it beside RLlib's own settings, as `training` takes them.
+        """
+        ours = {"model", "optimizer", *self.settings_class.model_fields}
+        # A whole config has RLlib's own values of these (`model`, `gamma`), which are no choice.
+        chosen = {k: v for k, v in config_dict.items() if k in ours and v != getattr(self, k, None)}
+        super().update_from_dict({k: v for k, v in config_dict.items() if k not in ours})
+        self.job = deepcopy(self.job)  # it is the caller's
+        return self.training(**chosen)
 
     @property
     def settings(self) -> OfflineSettings:

@@ -60,15 +60,27 @@ def graphs(monkeypatch):
         made.append(Recorder())
         return made[-1]
 
-    monkeypatch.setattr(offline, "can_replay", lambda device: True)
+    monkeypatch.setattr(capture, "_REFUSED", set())
+    for module in (offline, capture):
+        monkeypatch.setattr(module, "can_replay", lambda device: device not in capture._REFUSED)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", new_graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
-    monkeypatch.setattr(capture.Replayed, "_call_on_a_side_stream", call_here)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(capture, "_side_stream", Stream)
     return made
 
 
-def call_here(self, inputs):
-    self._function(*inputs)
+class Stream:
+    """Does at once what it is given."""
+
+    def __init__(self, device=None):
+        self.device = device
+
+    def wait_stream(self, other):
+        pass
 
 
 AGENTS = {
@@ -111,6 +123,7 @@ def test_where_a_capture_fails_training_goes_on_and_says_so_once(
     monkeypatch.setattr(torch.cuda, "graph", failing)
     training = offline_training((3, 8), gradient_steps_per_epoch=10)
     statistics = training.train_epoch()
+    training.train_epoch()
     assert [r.message for r in caplog.records] == [
         "gradient steps run without a CUDA graph: operation not permitted when stream is capturing"
     ]
@@ -118,3 +131,20 @@ def test_where_a_capture_fails_training_goes_on_and_says_so_once(
     expected = offline_training((3, 8), gradient_steps_per_epoch=10).train_epoch()
     for key, value in expected.items():
         assert torch.equal(statistics[key], value), key
+
+
+def test_a_step_sees_tensors_of_one_layout_or_it_would_be_compiled_in_a_capture(
+    offline_training, graphs
+):
+    training = offline_training((3, 8), "combo", gradient_steps_per_epoch=10)
+    step, layouts = training.agent.gradient_step, []
+
+    def observed(batch, noise):
+        layouts.append([x.stride() for x in (*batch, *noise)])
+        return step(batch, noise)
+
+    training.agent.gradient_step = observed
+    training.train_epoch()
+    assert len(graphs) == 1
+    assert len(layouts) == capture.WARM_UP + 2  # one more: the very first step is a branch
+    assert all(layout == layouts[0] for layout in layouts)

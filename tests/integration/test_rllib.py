@@ -195,6 +195,15 @@ def test_a_tuner_of_ones_own_takes_the_config(algo, config, tmp_path):
     assert result.metrics["seed"].keys() == {"0", "1"}
 
 
+def test_a_search_space_may_name_hyperparameters(config):
+    whole = config.copy(copy_frozen=False).to_dict()
+    for point in ({}, {"gamma": 0.9}, {"penalty_coef": 7.0, "evaluation_interval": 5}):
+        chosen = MOPOConfig().update_from_dict(whole | point).settings
+        assert chosen == config.settings.model_copy(update=point)
+    with pytest.raises(UserError, match="penalty_coef: must be greater than or equal to 0"):
+        MOPOConfig().update_from_dict({"penalty_coef": -1.0})
+
+
 STANDALONE = """
 import json, sys
 from algorithms.mopo import MOPOConfig
