@@ -1,7 +1,8 @@
 """Compiled functions where a compiler exists, the same functions as they are elsewhere.
 
 The arithmetic of a gradient step lives in plain functions of tensors and modules. A
-`Run` calls such a function; whoever owns the training chooses which.
+`Run` calls such a function; whoever owns the training chooses which. torch's compiler takes
+more than a second to import, so only those who compile do.
 """
 
 from __future__ import annotations
@@ -13,11 +14,6 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch._dynamo import config as dynamo
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
-from torch.utils._triton import has_triton
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -39,6 +35,8 @@ def run_compiled(function: Callable[..., Result], *args: Any) -> Result:
 
     A function that cannot be compiled runs as it is, and a warning says so once.
     """
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
     if function in _REFUSED:
         return function(*args)
     try:
@@ -56,6 +54,8 @@ _REFUSED: set[Callable[..., Any]] = set()
 
 @cache
 def _compiled(function: Callable[..., Result]) -> Callable[..., Result]:
+    from torch._dynamo import config as dynamo
+
     # Gradients are taken inside the functions, which dynamo refuses unless told otherwise.
     dynamo.trace_autograd_ops = True
     # A process may build many algorithms, each with shapes and penalties of its own.
@@ -67,6 +67,10 @@ def _compiled(function: Callable[..., Result]) -> Callable[..., Result]:
 
 def can_compile(device: torch.device | str) -> bool:
     """Whether torch.compile has what it needs: a C++ compiler, or Triton on a GPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
     if torch.device(device).type == "cuda":
         return has_triton()
     try:
