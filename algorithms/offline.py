@@ -147,7 +147,10 @@ class OfflineTraining:
             step = self.agent.gradient_step(self._batch(real_SB, model_SB), noise)
             q = {name: step.q_SB[:, part].mean(dim=1) for name, part in parts.items()}
             for name, value in (step.means | q).items():
-                sums.setdefault(name, torch.zeros_like(value)).add_(value)
+                if name in sums:
+                    sums[name] += value
+                else:
+                    sums[name] = value.clone()
             torch.maximum(largest_q_S, step.q_SB.abs().mean(dim=1), out=largest_q_S)
 
         run: Callable[..., None] = gradient_step
