@@ -27,11 +27,11 @@ _REFUSED: set[torch.device] = set()
 
 
 class Replayed:
-    """A function of GPU tensors, called a few times, then captured and replayed.
+    """A function of tensors; on a GPU called a few times, then captured and replayed.
 
     Whatever else the function reads or writes must stay where it is in memory. Its Python
     runs in no replay, so all that it branches on must be in `branch`. Where a capture fails,
-    a warning says so and the function is called as it is.
+    a warning says so once, and the function is called as it is.
 
     Args:
         function: changes tensors in place and returns nothing.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from algorithms.capture import Replayed, can_replay
+from algorithms.capture import Replayed
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.rollout import Rollout, model_return, rollout
 from algorithms.environments import stream_seed
@@ -153,9 +153,7 @@ class OfflineTraining:
                     sums[name] = value.clone()
             torch.maximum(largest_q_S, step.q_SB.abs().mean(dim=1), out=largest_q_S)
 
-        run: Callable[..., None] = gradient_step
-        if can_replay(self.data_NW.device):
-            run = Replayed(gradient_step, lambda: self.agent.branch, self.agent.count_step)
+        run = Replayed(gradient_step, lambda: self.agent.branch, self.agent.count_step)
         for draw in self._draws(num_real):
             run(*draw)
         steps = self.settings.gradient_steps_per_epoch

@@ -24,7 +24,7 @@ from algorithms.settings import EnsembleSettings, OfflineSettings, SACSettings, 
 
 DEFAULT_STORAGE = "~/orchestrator"
 CHECKPOINT_EVERY_S = 600.0
-# Compiling takes 10 to 30 seconds, and saves a few milliseconds in each step.
+# Compiling takes up to a minute, and saves milliseconds in each step.
 STEPS_WORTH_COMPILING = 10_000
 
 
