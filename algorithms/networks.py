@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 Initializer = Callable[[Tensor, Tensor, torch.Generator], None]
 
+MANY_ROWS = 512  # per network, from which on a CPU is faster network by network
+
 
 def uniform_fan_in(weight: Tensor, bias: Tensor, generator: torch.Generator) -> None:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what `torch.nn.Linear` uses for weight and bias."""
@@ -83,13 +85,26 @@ class StackedMLP(nn.Module):
         return self._layers(x, weights, biases)
 
     def _layers(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+        """`[N, B, in] -> [N, B, out]` of N networks."""
+        if not x.is_cpu or x.shape[1] < MANY_ROWS or torch.is_grad_enabled():
+            return self._all_layers(x, weights, biases)
+        # One network's activations stay in the cache from layer to layer, and its product has
+        # all threads, where seven products leave two threads uneven. Gradients need all
+        # activations again in any case: nothing is gained with them.
+        outputs = []
+        for n, x_BI in enumerate(x):
+            one = ([parameter[n] for parameter in layers] for layers in (weights, biases))
+            outputs.append(self._all_layers(x_BI, *one))
+        return torch.stack(outputs)
+
+    def _all_layers(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             x = self.activation(_affine(x, weight, bias))
         return _affine(x, weights[-1], biases[-1])
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # Compiled, the bias is added in one pass with the activation; baddbmm would copy it first.
+    # Compiled, the bias is added in one pass with the activation; the others would copy it first.
     if torch.compiler.is_compiling():
-        return torch.bmm(x, weight) + bias
-    return torch.baddbmm(bias, x, weight)
+        return x @ weight + bias
+    return (torch.addmm if x.dim() == 2 else torch.baddbmm)(bias, x, weight)

@@ -146,11 +146,10 @@ class OfflineTraining:
         def gradient_step(real_SB: Tensor, model_SB: Tensor, *noise: Tensor) -> None:
             step = self.agent.gradient_step(self._batch(real_SB, model_SB), noise)
             q = {name: step.q_SB[:, part].mean(dim=1) for name, part in parts.items()}
-            for name, value in (step.means | q).items():
-                if name in sums:
-                    sums[name] += value
-                else:
-                    sums[name] = value.clone()
+            means = step.means | q
+            if not sums:
+                sums.update((name, torch.zeros_like(value)) for name, value in means.items())
+            torch._foreach_add_(list(sums.values()), list(means.values()))
             torch.maximum(largest_q_S, step.q_SB.abs().mean(dim=1), out=largest_q_S)
 
         run = Replayed(gradient_step, lambda: self.agent.branch, self.agent.count_step)

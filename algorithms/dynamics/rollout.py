@@ -18,9 +18,9 @@ from algorithms.randomness import randint, randn, randperm
 from algorithms.sac import TanhGaussian
 from algorithms.transitions import Transition, unpack
 
-# Activations at once, in rows times members times seeds. On a CPU they stay in the cache; on a
-# GPU a layer's take 90 MB.
-CPU_CHUNK, GPU_CHUNK = 7 * 1024, 7 * 16_384
+# At once: on a CPU rows per seed, which each network takes alone, its activations in the cache;
+# on a GPU rows times members times seeds, whose activations take 90 MB a layer.
+CPU_CHUNK, GPU_CHUNK = 2048, 7 * 16_384
 QUANTILE_SAMPLE = 10_000
 ALIVE_CHECK_EVERY = 50  # steps: each check waits for the device
 
@@ -73,9 +73,10 @@ def rollout(
         run: calls the arithmetic of a step, compiled or not.
     """
     _, num_starts, obs_dim = start_SBO.shape
-    chunk = CPU_CHUNK if start_SBO.device.type == "cpu" else GPU_CHUNK
-    members = 1 if own_member_only else ensemble.num_ensemble
-    rows_at_once = max(1, chunk // (members * ensemble.num_seeds))
+    rows_at_once = CPU_CHUNK
+    if not start_SBO.is_cpu:
+        members = 1 if own_member_only else ensemble.num_ensemble
+        rows_at_once = max(1, GPU_CHUNK // (members * ensemble.num_seeds))
     split = _by_member if own_member_only else _in_order
     rows: list[Tensor] = []
     keep: list[Tensor] = []
@@ -128,7 +129,7 @@ def _in_order(
     shares = zip(order_SN.tensor_split(elites_SK.shape[1], dim=1), elites_SK.T, strict=True)
     for share_SB, member_S in shares:
         member_SN.scatter_(1, share_SB, member_S[:, None].expand_as(share_SB))
-    return zip(*(x.split(rows_at_once, dim=1) for x in (*columns, member_SN)), strict=True)
+    return zip(*(_parts(x, rows_at_once) for x in (*columns, member_SN)), strict=True)
 
 
 def _by_member(
@@ -137,8 +138,13 @@ def _by_member(
     """The columns, shuffled, in parts whose rows share a member `[S]`."""
     shares = zip(order_SN.tensor_split(elites_SK.shape[1], dim=1), elites_SK.T, strict=True)
     for share_SB, member_S in shares:
-        for index_SB in share_SB.split(rows_at_once, dim=1):
+        for index_SB in _parts(share_SB, rows_at_once):
             yield *(_take(x, index_SB) for x in columns), member_S
+
+
+def _parts(x: Tensor, rows_at_once: int) -> tuple[Tensor, ...]:
+    """`[S, N, ...]` in parts of equal length, or of two: every length is compiled anew."""
+    return x.tensor_split(max(1, -(-x.shape[1] // rows_at_once)), dim=1)
 
 
 def _step(

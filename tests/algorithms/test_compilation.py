@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from algorithms import compilation
 from algorithms.compilation import can_compile, run_compiled
+from algorithms.networks import MANY_ROWS
 
 FALLBACK = """
 import torch
@@ -59,6 +60,7 @@ def assert_compiled_epochs_are_the_same(make, tolerance):
 LEARNED = {"beta": "learned", "actor_lr_schedule": "cosine", "epochs": 3}
 VARIANTS = {
     "mopo": ("mopo", {}),
+    "many_rows": ("mopo", {"rollout_batch_size": MANY_ROWS}),
     "combo": ("combo", LEARNED),
     "previous_policy": ("combo", {"prior": "previous_policy", "backup": "soft"}),
     "cql": ("cql", {"importance": "balanced"}),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from algorithms.networks import StackedMLP, truncated_normal, uniform_fan_in
+from algorithms.networks import MANY_ROWS, StackedMLP, truncated_normal, uniform_fan_in
 
 SIZES = (5, 8, 6, 3)
 
@@ -53,6 +53,28 @@ def test_equals_separate_networks_forward_and_backward(members, activation, modu
         for weight, bias, linear in zip(stack.weights, stack.biases, linears, strict=True):
             torch.testing.assert_close(weight.grad[at], linear.weight.grad.T, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(bias.grad[at][0], linear.bias.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("members", [(), (3,)])
+@pytest.mark.parametrize("shared_rows", [False, True])
+def test_many_rows_without_gradients_give_what_they_give_with_them(members, shared_rows):
+    stack = StackedMLP(SIZES, generators(0, 1), members, F.silu)
+    lead = (2, *(1 if shared_rows else m for m in members))
+    x = torch.randn(*lead, MANY_ROWS, SIZES[0], generator=generators(9)[0])
+    with_gradients = stack(x)
+    assert with_gradients.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(stack(x), with_gradients.detach())
+
+
+@pytest.mark.parametrize("rows", [7, MANY_ROWS])
+def test_one_member_per_seed_gives_what_it_gives_among_all(rows):
+    stack = StackedMLP(SIZES, generators(0, 1), (3,), F.silu)
+    x = torch.randn(2, rows, SIZES[0], generator=generators(9)[0])
+    member = torch.tensor([2, 0])
+    with torch.no_grad():
+        expected = stack(x[:, None])[torch.arange(2), member]
+        torch.testing.assert_close(stack.one_member(x, member), expected)
 
 
 @pytest.mark.parametrize("initializer", [uniform_fan_in, truncated_normal])
