@@ -86,11 +86,12 @@ class StackedMLP(nn.Module):
 
     def _layers(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
         """`[N, B, in] -> [N, B, out]` of N networks."""
-        if not x.is_cpu or x.shape[1] < MANY_ROWS or torch.is_grad_enabled():
-            return self._all_layers(x, weights, biases)
         # One network's activations stay in the cache from layer to layer, and its product has
         # all threads, where seven products leave two threads uneven. Gradients need all
-        # activations again in any case: nothing is gained with them.
+        # activations again in any case: with them nothing is gained.
+        many_rows = x.is_cpu and x.shape[1] >= MANY_ROWS and not torch.is_grad_enabled()
+        if len(x) > 1 and not many_rows:
+            return self._all_layers(x, weights, biases)
         outputs = []
         for n, x_BI in enumerate(x):
             one = ([parameter[n] for parameter in layers] for layers in (weights, biases))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from harness import Program, Series, Setup, measure_rates
 from ours import ALGORITHMS, change, draw_in_blocks, fill_buffer, offline_training, runs
 from plain import PlainCOMBO, PlainSAC
@@ -11,36 +12,43 @@ from plain import PlainCOMBO, PlainSAC
 from algorithms.offline import OfflineTraining
 
 SEEDS = (1, 5)
+PLAIN = {"MOPO": ("plain SAC", PlainSAC), "COMBO": ("plain COMBO", PlainCOMBO)}
 
 
 def measure(setup: Setup) -> list[Series]:
-    programs = [
-        Program("plain SAC", PlainSAC(setup.device).steps),
-        Program("plain COMBO", PlainCOMBO(setup.device).steps),
-    ]
-    baselines = {"MOPO": "plain SAC", "COMBO": "plain COMBO"}
+    series = []
     for algorithm in ALGORITHMS:
         for num_seeds in SEEDS:
-            for name, run in runs(setup.device).items():
-                training = offline_training(
-                    algorithm,
-                    num_seeds,
-                    run,
-                    setup.device,
-                    rollout_batch_size=10_000,
-                    rollout_length=1,
-                )
-                fill_buffer(training)
-                draw_in_blocks(training)
-                programs.append(
-                    Program(
-                        f"{algorithm} S={num_seeds} {name}",
-                        _steps(training),
-                        amount=num_seeds,
-                        baseline=baselines[algorithm],
-                    )
-                )
-    return measure_rates(programs, "steps/s", setup)
+            # As in a trial, nothing else is compiled: torch searches what is at every call.
+            torch.compiler.reset()
+            series += measure_rates(_programs(algorithm, num_seeds, setup), "steps/s", setup)
+    return series
+
+
+def _programs(algorithm: str, num_seeds: int, setup: Setup) -> list[Program]:
+    name, plain = PLAIN[algorithm]
+    baseline = f"{name}, beside S={num_seeds}"
+    programs = [Program(baseline, plain(setup.device).steps)]
+    for name, run in runs(setup.device).items():
+        training = offline_training(
+            algorithm,
+            num_seeds,
+            run,
+            setup.device,
+            rollout_batch_size=10_000,
+            rollout_length=1,
+        )
+        fill_buffer(training)
+        draw_in_blocks(training)
+        programs.append(
+            Program(
+                f"{algorithm} S={num_seeds} {name}",
+                _steps(training),
+                amount=num_seeds,
+                baseline=baseline,
+            )
+        )
+    return programs
 
 
 def _steps(training: OfflineTraining) -> Callable[[int], None]:
