@@ -105,7 +105,7 @@ class StackedMLP(nn.Module):
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # Compiled, the bias is added in one pass with the activation; the others would copy it first.
+    # Compiled, a stack's biases are added together with the activation; baddbmm copies them first.
     if torch.compiler.is_compiling():
         return x @ weight + bias
     return (torch.addmm if x.dim() == 2 else torch.baddbmm)(bias, x, weight)
