@@ -38,12 +38,7 @@ class Evaluator:
         self._obs_SBO = np.zeros((num_seeds, episodes, *space.shape), dtype=np.float32)
 
     @torch.no_grad()
-    def returns(
-        self,
-        policy: Callable[[Tensor], Tensor],
-        evaluation: int,
-        device: torch.device | str = "cpu",
-    ) -> np.ndarray:
+    def returns(self, policy: Callable[[Tensor], Tensor], evaluation: int) -> np.ndarray:
         """Returns `[S, episodes]` of the first `episodes` episodes of each policy.
 
         An episode in which the policy gives an action that is not finite ends there, with NaN.
@@ -62,7 +57,7 @@ class Evaluator:
                 )
                 running.append((s, b, env))
         while running:
-            actions = policy(torch.from_numpy(self._obs_SBO).to(device)).cpu().numpy()
+            actions = policy(torch.from_numpy(self._obs_SBO)).numpy()
             still_running = []
             for s, b, env in running:
                 if not np.isfinite(actions[s, b]).all():

@@ -106,6 +106,7 @@ class StackedMLP(nn.Module):
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # Compiled, a stack's biases are added together with the activation; baddbmm copies them first.
-    if torch.compiler.is_compiling():
-        return x @ weight + bias
+    # Under autocast the product alone shall have fewer bits, not the sum.
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return (x @ weight).to(bias.dtype) + bias
     return (torch.addmm if x.dim() == 2 else torch.baddbmm)(bias, x, weight)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from algorithms.capture import Replayed
 from algorithms.dynamics.ensemble import DynamicsEnsemble
-from algorithms.dynamics.rollout import Rollout, model_return, rollout
-from algorithms.environments import stream_seed
+from algorithms.dynamics.rollout import Rollout, rollout
 from algorithms.errors import UserError
 from algorithms.penalties import OWN_MEMBER_ONLY, PENALTIES
 from algorithms.randomness import (
@@ -30,7 +29,7 @@ from algorithms.sac import SAC, SACNetworks, State
 from algorithms.settings import MOPOSettings, OfflineSettings
 from algorithms.transitions import RingBuffer, Transition, unpack
 
-TRAINING_STREAM, NETWORK_STREAM, MODEL_RETURN_STREAM = 0x0FF1, 0x0FF2, 0x0FF3
+TRAINING_STREAM, NETWORK_STREAM = 0x0FF1, 0x0FF2
 SCORE_WINDOW = 10
 STEPS_PER_DRAW = 100  # random numbers of COMBO's 1000 steps at once would take 90 MB per seed
 DIVERGED_Q = 10.0  # times the largest |Q| that the rewards allow
@@ -121,6 +120,15 @@ class OfflineTraining:
             value[self.diverged_S] = torch.nan
         return {**statistics, "diverged": self.diverged_S.float()}
 
+    def _autocast(self) -> torch.autocast:
+        """Within it, matrix products are of `matmul_dtype`."""
+        return torch.autocast(
+            self.data_NW.device.type,
+            dtype=torch.bfloat16,
+            enabled=self.settings.matmul_dtype == "bfloat16",
+            cache_enabled=False,  # it would keep weights from before a step
+        )
+
     def _bound_of_q(self, statistics: Mapping[str, Tensor]) -> Tensor:
         """The |Q| beyond which a seed has diverged, `[S]`; it learns from penalised rewards."""
         bound_S = torch.full((len(self.seeds),), max(self.agent.reward_scale.max_q, 1.0))
@@ -153,8 +161,9 @@ class OfflineTraining:
             torch.maximum(largest_q_S, step.q_SB.abs().mean(dim=1), out=largest_q_S)
 
         run = Replayed(gradient_step, lambda: self.agent.branch, self.agent.count_step)
-        for draw in self._draws(num_real):
-            run(*draw)
+        with self._autocast():
+            for draw in self._draws(num_real):
+                run(*draw)
         steps = self.settings.gradient_steps_per_epoch
         return {name: value / steps for name, value in sums.items()}, largest_q_S
 
@@ -178,27 +187,6 @@ class OfflineTraining:
             described |= zip(names, model.penalty_quantiles_QS, strict=True)
         return described
 
-    def model_return(self, start_obs: Tensor, length: int) -> Tensor:
-        """Mean undiscounted return of the deterministic policy in the model, `[S]`, on the host.
-
-        Beside the return in the real environment it shows how far the model flatters the policy.
-
-        Args:
-            start_obs: initial states `[n, O]`, one episode each.
-            length: time limit of an episode, in steps.
-        """
-        assert self.ensemble is not None
-        seeds = [stream_seed(seed, self.epoch) for seed in self.seeds]
-        generators = seed_generators(MODEL_RETURN_STREAM, seeds, self.data_NW.device)
-        return model_return(
-            self.ensemble,
-            lambda obs: self.networks.policy(obs).mode(),
-            start_obs.to(self.data_NW.device),
-            generators,
-            length=length,
-            termination_fn=self.termination_fn,
-        ).cpu()
-
     def record_scores(self, score_S: Tensor) -> None:
         """Enter the normalised scores of an evaluation, the newest last."""
         self.scores_SK = torch.cat([self.scores_SK[:, 1:], score_S.float()[:, None]], dim=1)
@@ -206,32 +194,32 @@ class OfflineTraining:
     def run_score(self) -> Tensor:
         """Mean of the last `SCORE_WINDOW` evaluations, or of as many as there are, `[S]`.
 
-        Never the best one: a run's score may not be chosen after the fact. A seed
-        that diverged has no score, however well it did before.
+        Never the best one: a run's score may not be chosen after the fact. Who reports it
+        leaves out seeds that have diverged: they have no score, however well they did before.
         """
         unfilled_SK = self.scores_SK.isnan().long().cumprod(dim=1).bool()  # slots before the first
         total_S = self.scores_SK.masked_fill(unfilled_SK, 0.0).sum(dim=1)
-        score_S = total_S / (~unfilled_SK).sum(dim=1)
-        return score_S.masked_fill(self.diverged_S, torch.nan)
+        return total_S / (~unfilled_SK).sum(dim=1)
 
     def _extend_buffer(self) -> Rollout:
         """Rollouts with the current policy from random real states, into the ring buffer."""
         assert self.ensemble is not None
         settings = self.settings
         start = randint(self.generators, self.data_NW.shape[0], settings.rollout_batch_size)
-        model = rollout(
-            self.ensemble,
-            self.networks.policy,
-            self.data_NW[start, : self.networks.obs_dim],
-            self.generators,
-            length=settings.rollout_length,
-            penalty=PENALTIES[self.penalty],
-            penalty_coef_S=self.penalty_coef_S,
-            termination_fn=self.termination_fn,
-            own_member_only=self.penalty in OWN_MEMBER_ONLY,
-            quantiles=PENALTY_QUANTILES,
-            run=self.agent.run,
-        )
+        with self._autocast():
+            model = rollout(
+                self.ensemble,
+                self.networks.policy,
+                self.data_NW[start, : self.networks.obs_dim],
+                self.generators,
+                length=settings.rollout_length,
+                penalty=PENALTIES[self.penalty],
+                penalty_coef_S=self.penalty_coef_S,
+                termination_fn=self.termination_fn,
+                own_member_only=self.penalty in OWN_MEMBER_ONLY,
+                quantiles=PENALTY_QUANTILES,
+                run=self.agent.run,
+            )
         self.buffer.add(model.rows_SNW, model.keep_SN)
         return model
 

@@ -105,6 +105,9 @@ class Sweep(BaseModel):
     gpus_per_trial: Annotated[float, Field(gt=0, le=1)] = 1  # where trials run on GPUs
     # Whether gradient steps are compiled; auto: in long trainings, where there is a compiler.
     compile: Annotated[bool | str, BeforeValidator(_auto_or_bool)] = "auto"
+    # Whether epochs are evaluated on a CPU of their own while training goes on; auto: on GPUs,
+    # which are expected to wait for MuJoCo longer than they train.
+    parallel_evaluation: Annotated[bool | str, BeforeValidator(_auto_or_bool)] = "auto"
     # What a lost machine costs at most. A checkpoint holds the model buffer: some 100 MB per seed.
     checkpoint_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10
 
@@ -253,6 +256,8 @@ class Trial:
         # more epochs is another training, because every epoch's rate is another.
         if settings.actor_lr_schedule == "constant":
             left_out.add("epochs")
+        if settings.matmul_dtype == "float32":  # as every result was before there was a choice
+            left_out.add("matmul_dtype")
         return {
             "format": RESULT_FORMAT,
             # Of the same settings, MBPO and MOPO without a penalty are one training.

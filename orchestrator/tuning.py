@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 from filelock import FileLock, Timeout
@@ -50,6 +50,14 @@ if TYPE_CHECKING:
 MAX_FAILURES = 3  # of one trial, each time continued from its last checkpoint
 
 
+class Share(NamedTuple):
+    """What a trial has of a machine."""
+
+    gpus: float
+    parallel_evaluation: bool
+    cpus: int  # with the one of the evaluation
+
+
 def run(sweep: Sweep, trials: Sequence[Trial], settings: Settings, console: Console) -> int:
     """Train everything that the sweep still lacks; returns the exit code, 1 if something failed.
 
@@ -63,9 +71,9 @@ def run(sweep: Sweep, trials: Sequence[Trial], settings: Settings, console: Cons
             load(dataset, settings.storage)
         _connect(settings)
         try:
-            gpus = _gpus_per_trial(sweep, settings)
+            share = _share(sweep, settings)
             with _tracker(sweep, settings) as tracker:
-                failed = _train(plan, settings, tracker, gpus, console)
+                failed = _train(plan, settings, tracker, share, console)
                 _record_table(tracker, sweep, trials, settings.storage)
                 if failed:
                     tracker.close("FAILED")
@@ -77,7 +85,7 @@ def run(sweep: Sweep, trials: Sequence[Trial], settings: Settings, console: Cons
 
 
 def _train(
-    plan: Plan, settings: Settings, tracker: Tracker, gpus: float, console: Console
+    plan: Plan, settings: Settings, tracker: Tracker, share: Share, console: Console
 ) -> list[str]:
     """Ensembles, then trials; returns what failed, a line each.
 
@@ -91,7 +99,7 @@ def _train(
         if not cell.jobs and not cell.same_as:  # trained before, perhaps by another sweep
             _record_trained(tracker, cell.trial, ResultStore(storage))
     jobs = [job for job in plan.jobs if not broken.keys() & job.ensemble_keys]
-    failed = _tune(plan.sweep, jobs, settings, tracker, gpus, console) if jobs else {}
+    failed = _tune(plan.sweep, jobs, settings, tracker, share, console) if jobs else {}
     # Tune only logs what goes wrong in a callback: a full disk may have kept a result.
     trials = [cell.trial for cell in plan.trials]
     for job in make_plan(plan.sweep, trials, storage).jobs:
@@ -131,17 +139,23 @@ def _connect(settings: Settings) -> None:
         raise UserError(f"RAY_ADDRESS {settings.ray_address}: no Ray cluster answers") from None
 
 
-def _gpus_per_trial(sweep: Sweep, settings: Settings) -> float:
+def _share(sweep: Sweep, settings: Settings) -> Share:
     resources = ray.cluster_resources()
-    on_gpu = sweep.device == "cuda" or (sweep.device == "auto" and resources.get("GPU", 0) >= 1)
+    all_cpus, all_gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    on_gpu = sweep.device == "cuda" or (sweep.device == "auto" and all_gpus >= 1)
+    gpus, cpus = sweep.gpus_per_trial if on_gpu else 0, sweep.cpus_per_trial
+    parallel = sweep.parallel_evaluation
+    if parallel == "auto":
+        # Where GPUs are to come, so are their CPUs; where they are, all shall have a trial.
+        parallel = on_gpu and (not all_gpus or all_cpus >= all_gpus / gpus * (cpus + 1))
+    share = Share(gpus, bool(parallel), cpus + bool(parallel))
     if settings.ray_address is None:  # a cluster may yet grow, this machine will not
-        if on_gpu and not resources.get("GPU", 0):
+        if on_gpu and not all_gpus:
             raise UserError("device: cuda, but this machine has no GPU: use auto or cpu")
-        if sweep.cpus_per_trial > resources["CPU"]:
-            raise UserError(
-                f"cpus_per_trial: {sweep.cpus_per_trial}, but there are {resources['CPU']:.0f}"
-            )
-    return sweep.gpus_per_trial if on_gpu else 0
+        if share.cpus > all_cpus:
+            and_one = ", and one for parallel_evaluation" if parallel else ""
+            raise UserError(f"cpus_per_trial: {cpus}{and_one}, but there are {all_cpus:.0f}")
+    return share
 
 
 def _tracker(sweep: Sweep, settings: Settings) -> Tracker:
@@ -197,7 +211,7 @@ def _tune(
     jobs: Sequence[Job],
     settings: Settings,
     tracker: Tracker,
-    gpus: float,
+    share: Share,
     console: Console,
 ) -> dict[str, str]:
     """Run every job as one trial of Ray Tune; returns the errors of those that failed, by name."""
@@ -209,7 +223,7 @@ def _tune(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # More trials than fit only wait; on a cluster, what waits is what makes it grow.
     cpus = ray.cluster_resources().get("CPU", 1)
-    at_once = max(1, int(cpus // sweep.cpus_per_trial)) if settings.ray_address is None else None
+    at_once = max(1, int(cpus // share.cpus)) if settings.ray_address is None else None
     experiment = f"{sweep.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     store = ResultStore(settings.storage)
     failed: dict[str, str] = {}
@@ -220,9 +234,10 @@ def _tune(
                 param_space={
                     "job": tune.grid_search([job_config(job, settings.storage) for job in group]),
                     "num_cpus_for_main_process": sweep.cpus_per_trial,
-                    "num_gpus_per_learner": gpus,
+                    "num_gpus_per_learner": share.gpus,
                     "checkpoint_every_s": 60 * sweep.checkpoint_minutes,
                     "compile": sweep.compile,
+                    "parallel_evaluation": share.parallel_evaluation,
                 },
                 tune_config=tune.TuneConfig(
                     max_concurrent_trials=at_once,

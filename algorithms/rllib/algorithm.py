@@ -3,41 +3,55 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections import deque
+from typing import Any, NamedTuple, overload
 
+import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import EVALUATION_RESULTS
+from ray.tune import PlacementGroupFactory
 from ray.tune.result import DONE, SHOULD_CHECKPOINT, TRAINING_ITERATION
+from torch import Tensor
 
-from algorithms.checkpoint import (
-    read_training_state,
-)
-from algorithms.environments import MAX_EPISODE_STEPS, normalized_score
+from algorithms.checkpoint import read_training_state
 from algorithms.errors import UserError
-from algorithms.evaluation import Evaluator
 from algorithms.offline import OfflineTraining, select_seeds
+from algorithms.parallel_evaluation import ParallelEvaluation
+from algorithms.policy_evaluation import PolicyEvaluation, Scores
 from algorithms.rllib.config import OfflineConfig
 from algorithms.rllib.learner import OfflineLearner
 
 
+class Epoch(NamedTuple):
+    """An epoch that was trained, and is still to be reported."""
+
+    result: dict[str, Any]  # RLlib's
+    statistics: dict[str, Tensor]  # `[S]` each
+    scores: Scores | ray.ObjectRef[Scores] | None  # a reference while another process evaluates
+
+    def is_evaluated(self) -> bool:
+        """Whether its scores need not be waited for."""
+        if not isinstance(self.scores, ray.ObjectRef):
+            return True
+        return bool(ray.wait([self.scores], timeout=0)[0])
+
+
 class OfflineAlgorithm(Algorithm):
-    """An RLlib Algorithm that learns from a fixed data set; `train()` is one epoch."""
+    """An RLlib Algorithm that learns from a fixed data set; `train()` gives one epoch's result."""
 
     config: OfflineConfig
 
     def setup(self, config: OfflineConfig) -> None:
-        dataset = self.config.dataset  # a missing one is told before RLlib misses its spaces
+        env_id = self.config.dataset.env_id  # a missing one is told before RLlib misses its spaces
         torch.set_num_threads(max(1, int(self.config.num_cpus_for_main_process)))
         super().setup(config)
-        self._evaluator = Evaluator(
-            dataset.env_id,
-            len(self.config.seeds),
-            self.config.settings.evaluation_episodes,
-        )
+        self._evaluation = self._make_evaluation(env_id)
+        self._trained: deque[Epoch] = deque()  # and not reported
+        self._reports: deque[dict[str, Any]] = deque()  # made before they were asked for
         self._last_checkpoint = time.monotonic()
         if self.config.job["resume"]:
             resume = self.config.job["resume"]
@@ -61,58 +75,100 @@ class OfflineAlgorithm(Algorithm):
         self._statistics = self.learner.update()
 
     def step(self) -> dict[str, Any]:
-        """One epoch, an evaluation when one is due, and a result that Tune can act on.
+        """The result of the next epoch, with an evaluation when one is due.
 
         `result["seed"][k]` and `result["mean"]` hold the metrics of seed k and their
         mean over seeds; an evaluation's scores are repeated until the next one.
+
+        With `parallel_evaluation` the training runs ahead while an epoch is evaluated. The
+        results and their order are the same; they only come later.
         """
+        if self._reports:
+            return self._reports.popleft()
         begin = time.monotonic()
+        while not self._trained or (self._may_run_ahead() and not self._trained[0].is_evaluated()):
+            self._trained.append(self._train_epoch())
+        result = self._report()
+        self.training.seconds += time.monotonic() - begin
+        result["minutes"] = self.training.seconds / 60
+        # A checkpoint is of the epoch that is reported with it: none has been trained since.
+        if not self._trained and self._checkpoint_is_due():
+            result[SHOULD_CHECKPOINT] = True
+            self._last_checkpoint = time.monotonic()
+        return result
+
+    def _may_run_ahead(self) -> bool:
+        """Whether to train on although an epoch waits: up to the one that is evaluated next."""
+        return (
+            len(self._trained) <= self.config.settings.evaluation_interval
+            and not self._trained[-1].result[DONE]
+            and not self._checkpoint_is_due()
+        )
+
+    def _checkpoint_is_due(self) -> bool:
+        return time.monotonic() - self._last_checkpoint > self.config.checkpoint_every_s
+
+    def _train_epoch(self) -> Epoch:
         result: dict[str, Any] = super().step()
         settings, training = self.config.settings, self.training
-        metrics = self._statistics
-        if training.epoch % settings.evaluation_interval == 0:
-            evaluation = self.evaluate()
-            training.record_scores(torch.tensor(evaluation["normalized_score"]))
-            metrics |= {name: torch.tensor(values) for name, values in evaluation.items()}
-            result[EVALUATION_RESULTS] = evaluation
-        training.seconds += time.monotonic() - begin
-        if training.epoch >= settings.evaluation_interval:
+        result["epoch"] = training.epoch
+        result[DONE] = training.epoch >= settings.epochs or bool(training.diverged_S.all())
+        due = training.epoch % settings.evaluation_interval == 0
+        return Epoch(result, self._statistics, self._start_evaluation() if due else None)
+
+    def _start_evaluation(self) -> Scores | ray.ObjectRef[Scores]:
+        return self._evaluation(self.training.networks.actor.state_dict(), self.training.epoch)
+
+    def _report(self) -> dict[str, Any]:
+        """The result of the oldest epoch that is not reported, when it has been evaluated."""
+        training, epoch = self.training, self._trained[0]
+        scores = wait_for(epoch.scores)
+        self._trained.popleft()
+        result, metrics = epoch.result, epoch.statistics
+        if scores is not None:
+            training.record_scores(scores["normalized_score"])
+            metrics |= scores
+            result[EVALUATION_RESULTS] = as_lists(scores)
+        if result["epoch"] >= self.config.settings.evaluation_interval:
             metrics["normalized_score"] = training.scores_SK[:, -1]
             metrics["run_score"] = training.run_score()
+        diverged_S = metrics["diverged"].bool()
         for name in metrics.keys() - {"diverged"}:
-            metrics[name] = metrics[name].masked_fill(training.diverged_S, torch.nan)
-        result["epoch"] = training.epoch
+            metrics[name] = metrics[name].masked_fill(diverged_S, torch.nan)
         # A seed that turned NaN does not hide the others' mean.
         result["mean"] = {name: float(value.nanmean()) for name, value in metrics.items()}
         result["seed"] = {
             str(seed): {name: float(value[k]) for name, value in metrics.items()}
             for k, seed in enumerate(self.config.seeds)
         }
-        result["minutes"] = training.seconds / 60
         result["behaviour_score"] = self.learner.behaviour_score
-        result[DONE] = training.epoch >= settings.epochs or bool(training.diverged_S.all())
-        if time.monotonic() - self._last_checkpoint > self.config.checkpoint_every_s:
-            result[SHOULD_CHECKPOINT] = True
-            self._last_checkpoint = time.monotonic()
         return result
 
-    def evaluate(self, parallel_train_future: Any = None) -> dict[str, Any]:
-        """Complete MuJoCo episodes with the deterministic policy of every seed."""
-        networks = self.training.networks
-        returns_SB = self._evaluator.returns(
-            lambda obs: networks.policy(obs).mode(),
-            evaluation=self.training.epoch,
-            device=self.learner.device,
+    def _make_evaluation(self, env_id: str) -> PolicyEvaluation | ParallelEvaluation:
+        config, training = self.config, self.training
+        kind = ParallelEvaluation if config.parallel_evaluation else PolicyEvaluation
+        return kind(
+            training.networks.actor,
+            env_id=env_id,
+            seeds=config.seeds,
+            episodes=config.settings.evaluation_episodes,
+            ensemble=training.ensemble,
+            initial_obs=self.learner.initial_obs,
         )
-        return_S = returns_SB.mean(axis=1)
-        score_S = normalized_score(self.config.dataset.env_id, return_S)
-        evaluation = {"episode_return": return_S.tolist(), "normalized_score": score_S.tolist()}
-        if self.config.settings.uses_model:
-            # As many episodes as in the environment, from the first states of the data's own.
-            start_obs = self.learner.initial_obs[: self.config.settings.evaluation_episodes]
-            model_return_S = self.training.model_return(start_obs, MAX_EPISODE_STEPS)
-            evaluation["model_return"] = model_return_S.tolist()
-        return evaluation
+
+    def evaluate(self, parallel_train_future: Any = None) -> dict[str, list[float]]:
+        """Complete episodes with the deterministic policy of every seed, as it is now."""
+        return as_lists(wait_for(self._start_evaluation()))
+
+    @classmethod
+    def default_resource_request(cls, config: Any) -> PlacementGroupFactory:
+        """What Tune reserves for a trial."""
+        request = super().default_resource_request(config)
+        assert isinstance(request, PlacementGroupFactory)
+        chosen = cls.get_default_config().update_from_dict(config)
+        if not chosen.parallel_evaluation:
+            return request
+        return PlacementGroupFactory([*request.bundles, {"CPU": 1}], request.strategy)
 
     def get_module(self, module_id: str = DEFAULT_MODULE_ID, *, seed: int | None = None) -> Any:
         """The stacked RLModule, or with `seed` that seed's ordinary policy."""
@@ -123,6 +179,17 @@ class OfflineAlgorithm(Algorithm):
             raise UserError(f"no seed {seed}: one of {', '.join(map(str, self.config.seeds))}")
         return module.select_seed(self.config.seeds.index(seed))
 
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state, and the results of epochs that are trained but not reported.
+
+        It waits for their evaluations, whose scores are part of the training's state.
+        """
+        while self._trained:
+            self._reports.append(self._report() | {"minutes": self.training.seconds / 60})
+        state: dict[str, Any] = super().get_state(*args, **kwargs)
+        state["reports"] = list(self._reports)
+        return state
+
     # Algorithm's own versions of the two below dereference an env_runner_group, which an
     # algorithm without EnvRunners does not have (as of Ray 2.60).
 
@@ -131,6 +198,8 @@ class OfflineAlgorithm(Algorithm):
             self.learner_group.set_state(state["learner_group"])
         self.metrics.set_state(state["metrics_logger"])
         self._iteration = state[TRAINING_ITERATION]
+        self._trained.clear()
+        self._reports = deque(state.get("reports", ()))
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         Checkpointable.restore_from_path(self, path, *args, **kwargs)
@@ -140,5 +209,19 @@ class OfflineAlgorithm(Algorithm):
         return False
 
     def cleanup(self) -> None:
-        self._evaluator.close()
+        self._evaluation.close()
         super().cleanup()
+
+
+@overload
+def wait_for(scores: None) -> None: ...
+@overload
+def wait_for(scores: Scores | ray.ObjectRef[Scores]) -> Scores: ...
+def wait_for(scores: Scores | ray.ObjectRef[Scores] | None) -> Scores | None:
+    """The scores, when they are there."""
+    return ray.get(scores) if isinstance(scores, ray.ObjectRef) else scores
+
+
+def as_lists(scores: Scores) -> dict[str, list[float]]:
+    """Plain numbers, for a result."""
+    return {name: value.tolist() for name, value in scores.items()}

@@ -54,6 +54,7 @@ class OfflineConfig(AlgorithmConfig):
         self.num_cpus_for_main_process = 1
         self.checkpoint_every_s = CHECKPOINT_EVERY_S
         self.compile: bool | str = "auto"
+        self.parallel_evaluation = False
         self.job: dict[str, Any] = {
             "dataset": None,
             "settings": {},
@@ -72,6 +73,7 @@ class OfflineConfig(AlgorithmConfig):
         storage: str | pathlib.Path = NotProvided,
         resume: dict[str, Any] | None = NotProvided,
         compile: bool | str = NotProvided,  # noqa: A002 - torch's own word for it
+        parallel_evaluation: bool = NotProvided,
     ) -> Self:
         """Says what to learn from.
 
@@ -82,6 +84,8 @@ class OfflineConfig(AlgorithmConfig):
             storage: root folder of cached data and ensembles.
             resume: a checkpoint folder and the positions of the seeds to take from it.
             compile: whether torch.compile is used; `auto` does for long trainings where it can.
+            parallel_evaluation: evaluate in a process of its own, on one more CPU, beside the
+                epochs that follow; results come later by up to `evaluation_interval` epochs.
         """
         if dataset is not NotProvided:
             spec = dataset if isinstance(dataset, DatasetSpec) else resolve(dataset, env=self.env)
@@ -100,6 +104,8 @@ class OfflineConfig(AlgorithmConfig):
             if compile != "auto" and not isinstance(compile, bool):
                 raise UserError(f"compile must be 'auto', True or False, got {compile!r}")
             self.compile = compile
+        if parallel_evaluation is not NotProvided:
+            self.parallel_evaluation = parallel_evaluation
         return self
 
     def training(self, **settings: Any) -> Self:
@@ -160,6 +166,10 @@ class OfflineConfig(AlgorithmConfig):
             raise UserError("num_learners must be 0: the trial's own process is the learner")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds {list(self.seeds)}: at least one, each once")
+        if not isinstance(self.parallel_evaluation, bool):
+            raise UserError(
+                f"parallel_evaluation must be True or False, got {self.parallel_evaluation!r}"
+            )
         if self.job["dataset"] is None:
             return  # Tune validates a default config to size its resources
         env_id = self.dataset.env_id

@@ -121,9 +121,15 @@ def test_the_optimum_is_what_its_policy_gets_and_data_is_far_below():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # 40 seconds alone on a core, but cores are shared
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_from_mixed_data_to_within_10_percent_of_the_optimum(data, ensemble, algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "matmul_dtype"),
+    [("mopo", "float32"), ("combo", "float32"), ("mopo", "bfloat16")],
+)
+def test_from_mixed_data_to_within_10_percent_of_the_optimum(
+    data, ensemble, algorithm, matmul_dtype
+):
     agent_class, settings = ALGORITHMS[algorithm]
+    settings = settings.model_copy(update={"matmul_dtype": matmul_dtype})
     networks = SACNetworks(2, 1, settings, seed_generators(NETWORK_STREAM, SEEDS))
     training = OfflineTraining(
         agent_class(networks, settings, RewardScale.of(data.reward, GAMMA)),

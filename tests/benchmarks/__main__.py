@@ -33,6 +33,7 @@ NAMES = (
     "epochs",
     "memory",
     "overhead",
+    "parallel_evaluation",
 )
 
 

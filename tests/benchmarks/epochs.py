@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from evaluations import EPISODES
+from evaluations import evaluation_arguments
 from harness import Series, Setup, now
-from hopper import ROLLOUT_ROWS, transitions
-from ours import ALGORITHMS, ENVIRONMENT, change, expert_policy, offline_training, runs
+from hopper import ROLLOUT_ROWS
+from ours import ALGORITHMS, change, expert, offline_training, runs
 
 from algorithms.compilation import Run
 from algorithms.environments import MAX_EPISODE_STEPS
-from algorithms.evaluation import Evaluator
+from algorithms.policy_evaluation import PolicyEvaluation
 
 WHOLE = {"rollouts": 5, "gradient steps": 1000, "model return": MAX_EPISODE_STEPS}
 A_PART = {"rollouts": 1, "gradient steps": 100, "model return": 100}
@@ -32,12 +32,11 @@ R = TypeVar("R")
 def measure(setup: Setup) -> list[Series]:
     *_, (run_name, run) = runs(setup.device).items()
     steps = A_PART if setup.quick else WHOLE
-    with Evaluator(ENVIRONMENT, 1, EPISODES) as evaluator:
-        epochs = {a: _epoch(a, run, evaluator, setup.device) for a in ALGORITHMS}
-        for epoch in epochs.values():
-            epoch(A_PART)  # the warm-up
-        rounds = max(1, setup.rounds // 5)  # an epoch is long
-        samples = [{a: epoch(steps) for a, epoch in epochs.items()} for _ in range(rounds)]
+    epochs = {a: _epoch(a, run, setup.device) for a in ALGORITHMS}
+    for epoch in epochs.values():
+        epoch(A_PART)  # the warm-up
+    rounds = max(1, setup.rounds // 5)  # an epoch is long
+    samples = [{a: epoch(steps) for a, epoch in epochs.items()} for _ in range(rounds)]
     note = f"{run_name}, {'from a part of it' if setup.quick else 'measured whole'}"
     series = []
     for algorithm in ALGORITHMS:
@@ -65,12 +64,10 @@ def _ratios(samples: list[dict[str, Seconds]]) -> list[Series]:
     ]
 
 
-def _epoch(
-    algorithm: str, run: Run, evaluator: Evaluator, device: str
-) -> Callable[[dict[str, int]], Seconds]:
+def _epoch(algorithm: str, run: Run, device: str) -> Callable[[dict[str, int]], Seconds]:
     """Trains and evaluates; returns the seconds of each part, brought up to `WHOLE` steps of it."""
     training = offline_training(algorithm, 1, run, device, rollout_batch_size=ROLLOUT_ROWS)
-    policy, start_obs = expert_policy(device), transitions(EPISODES).obs
+    evaluation, walker = PolicyEvaluation(**evaluation_arguments(training)), expert()
     seconds: Counter[str] = Counter()
 
     def timed(part: str, function: Callable[P, R]) -> Callable[P, R]:
@@ -85,8 +82,8 @@ def _epoch(
     training._extend_buffer = timed("rollouts", training._extend_buffer)
     training._gradient_steps = timed("gradient steps", training._gradient_steps)
     train_epoch = timed("train_epoch", training.train_epoch)
-    evaluate = timed("evaluation", evaluator.returns)
-    model_return = timed("model return", training.model_return)
+    episode_return = timed("evaluation", evaluation.episode_return)
+    model_return = timed("model return", evaluation.model_return)
 
     def epoch(steps: dict[str, int]) -> Seconds:
         seconds.clear()
@@ -96,8 +93,8 @@ def _epoch(
             gradient_steps_per_epoch=steps["gradient steps"],
         )
         train_epoch()
-        evaluate(policy, evaluation=0, device=device)
-        model_return(start_obs, steps["model return"])
+        episode_return(walker, epoch=0)
+        model_return(walker, epoch=0, length=steps["model return"])
         rest = seconds["train_epoch"] - seconds["rollouts"] - seconds["gradient steps"]
         return {
             "rollouts": seconds["rollouts"] * WHOLE["rollouts"] / steps["rollouts"],

@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from harness import Program, Series, Setup, measure_rates
 from hopper import transitions
-from ours import ENVIRONMENT, expert_policy, offline_training, runs
+from ours import ENVIRONMENT, expert, offline_training, runs
 
 from algorithms.environments import MAX_EPISODE_STEPS
-from algorithms.evaluation import Evaluator
+from algorithms.offline import OfflineTraining
+from algorithms.policy_evaluation import PolicyEvaluation
 
 EPISODES = 10
 
 
+def evaluation_arguments(training: OfflineTraining) -> dict[str, Any]:
+    """As a trial evaluates, but in the model from states that none of its episodes leaves."""
+    return {
+        "actor": training.networks.actor,
+        "env_id": ENVIRONMENT,
+        "seeds": training.seeds,
+        "episodes": EPISODES,
+        "ensemble": training.ensemble,
+        "initial_obs": transitions(EPISODES).obs,
+    }
+
+
 def measure(setup: Setup) -> list[Series]:
-    with Evaluator(ENVIRONMENT, 1, EPISODES) as evaluator:
-        policy = expert_policy(setup.device)
+    *_, run = runs(setup.device).values()
+    training = offline_training(
+        "MOPO", 1, run, setup.device, rollout_batch_size=1000, rollout_length=1
+    )
+    evaluation = PolicyEvaluation(**evaluation_arguments(training))
+    walker = expert()
 
-        def evaluate(times: int) -> None:
-            for _ in range(times):
-                evaluator.returns(policy, evaluation=0, device=setup.device)
+    def evaluate(times: int) -> None:
+        for _ in range(times):
+            evaluation.episode_return(walker, epoch=0)
 
-        evaluate(1)
-        # Of the last episode in each environment; the same ones begin every evaluation.
-        steps = sum(env.get_wrapper_attr("_elapsed_steps") for env in evaluator._envs[0])
-        *_, run = runs(setup.device).values()
-        training = offline_training(
-            "MOPO", 1, run, setup.device, rollout_batch_size=1000, rollout_length=1
-        )
-        start_obs = transitions(EPISODES).obs
+    def return_in_model(hundreds: int) -> None:
+        evaluation.model_return(walker, epoch=0, length=100 * hundreds)
 
-        def return_in_model(hundreds: int) -> None:
-            training.model_return(start_obs, 100 * hundreds)
-
-        programs = [
-            Program("environment", evaluate, amount=steps),
-            Program("model return", return_in_model, amount=100 * EPISODES),
-        ]
-        rates = measure_rates(programs, "steps/s", setup)
+    evaluate(1)
+    # Of the last episode in each environment; the same ones begin every evaluation.
+    environments = evaluation._evaluator._envs[0]
+    steps = sum(env.get_wrapper_attr("_elapsed_steps") for env in environments)
+    programs = [
+        Program("environment", evaluate, amount=steps),
+        Program("model return", return_in_model, amount=100 * EPISODES),
+    ]
+    rates = measure_rates(programs, "steps/s", setup)
+    evaluation.close()
     longest = EPISODES * MAX_EPISODE_STEPS
     return rates + [
         Series(

@@ -6,9 +6,17 @@ from collections.abc import Callable
 
 import torch
 from harness import Program, Series, Setup, measure_rates
-from ours import ALGORITHMS, change, draw_in_blocks, fill_buffer, offline_training, runs
+from ours import (
+    ALGORITHMS,
+    change,
+    draw_in_blocks,
+    fill_buffer,
+    offline_training,
+    runs_by_dtype,
+)
 from plain import PlainCOMBO, PlainSAC
 
+from algorithms.compilation import Run
 from algorithms.offline import OfflineTraining
 
 SEEDS = (1, 5)
@@ -19,17 +27,21 @@ def measure(setup: Setup) -> list[Series]:
     series = []
     for algorithm in ALGORITHMS:
         for num_seeds in SEEDS:
-            # As in a trial, nothing else is compiled: torch searches what is at every call.
-            torch.compiler.reset()
-            series += measure_rates(_programs(algorithm, num_seeds, setup), "steps/s", setup)
+            for dtype, ways in runs_by_dtype(setup.device).items():
+                # As in a trial, nothing else is compiled: torch searches what is at every call.
+                torch.compiler.reset()
+                programs = _programs(algorithm, num_seeds, dtype, ways, setup)
+                series += measure_rates(programs, "steps/s", setup)
     return series
 
 
-def _programs(algorithm: str, num_seeds: int, setup: Setup) -> list[Program]:
+def _programs(
+    algorithm: str, num_seeds: int, dtype: str, ways: dict[str, Run], setup: Setup
+) -> list[Program]:
     name, plain = PLAIN[algorithm]
-    baseline = f"{name}, beside S={num_seeds}"
+    baseline = f"{name}, beside S={num_seeds} {dtype}"
     programs = [Program(baseline, plain(setup.device).steps)]
-    for name, run in runs(setup.device).items():
+    for name, run in ways.items():
         training = offline_training(
             algorithm,
             num_seeds,
@@ -37,6 +49,7 @@ def _programs(algorithm: str, num_seeds: int, setup: Setup) -> list[Program]:
             setup.device,
             rollout_batch_size=10_000,
             rollout_length=1,
+            matmul_dtype=dtype,
         )
         fill_buffer(training)
         draw_in_blocks(training)

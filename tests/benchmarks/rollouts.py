@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from harness import Program, Series, Setup, measure_rates
 from hopper import ROLLOUT_ROWS
-from ours import change, offline_training, runs
+from ours import change, offline_training, runs_by_dtype
 from plain import rollout_steps
 
-from algorithms.compilation import run_eagerly
+from algorithms.compilation import Run, run_eagerly
 from algorithms.offline import OfflineTraining
 
 LENGTH = 5
@@ -21,17 +21,19 @@ def measure(setup: Setup) -> list[Series]:
     _check_that_rows_live(setup.device)
     series = []
     for penalty in PENALTIES:
-        # As in a trial, nothing else is compiled: torch searches what is at every call.
-        torch.compiler.reset()
-        series += measure_rates(_programs(penalty, setup), "transitions/s", setup)
+        for dtype, ways in runs_by_dtype(setup.device).items():
+            # As in a trial, nothing else is compiled: torch searches what is at every call.
+            torch.compiler.reset()
+            programs = _programs(penalty, dtype, ways, setup)
+            series += measure_rates(programs, "transitions/s", setup)
     return series
 
 
-def _programs(penalty: str, setup: Setup) -> list[Program]:
-    baseline = f"plain, 7 members, beside {penalty}"
+def _programs(penalty: str, dtype: str, ways: dict[str, Run], setup: Setup) -> list[Program]:
+    baseline = f"plain, 7 members, beside {penalty} {dtype}"
     plain = _in_rollouts(rollout_steps(setup.device))
     programs = [Program(baseline, plain, amount=ROLLOUT_ROWS)]
-    for name, run in runs(setup.device).items():
+    for name, run in ways.items():
         training = offline_training(
             "MOPO",
             1,
@@ -40,6 +42,7 @@ def _programs(penalty: str, setup: Setup) -> list[Program]:
             penalty=penalty,
             rollout_batch_size=ROLLOUT_ROWS,
             rollout_length=LENGTH,
+            matmul_dtype=dtype,
         )
         programs.append(
             Program(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import ray
 import torch
 from ray import tune
 from safetensors.torch import load, save
@@ -14,6 +15,7 @@ from safetensors.torch import load, save
 from algorithms.checkpoint import CHECKPOINT_FORMAT
 from algorithms.errors import UserError
 from algorithms.mopo import MOPO, MOPOConfig
+from algorithms.rllib.algorithm import Epoch
 
 pytestmark = pytest.mark.ray
 
@@ -48,6 +50,11 @@ def trained(algo, checkpoint):
     """The algorithm in memory and the result of epoch 3; `checkpoint` holds it at epoch 2."""
     in_memory = algo.get_state()
     return in_memory, algo.train()
+
+
+def diverge(algo, seed):
+    with torch.no_grad():
+        algo.training.networks.critic.biases[-1][seed] = 1e9  # more than any return
 
 
 def assert_same_training(a, b):
@@ -100,8 +107,7 @@ def test_a_diverged_seed_has_no_metrics_whether_evaluated_or_not(config, local_r
     algo = config.copy(copy_frozen=False).training(evaluation_interval=2).build_algo()
     algo.train()
     before = algo.train()["seed"]["0"]
-    with torch.no_grad():
-        algo.training.networks.critic.biases[-1][1] = 1e9  # more than any return
+    diverge(algo, seed=1)
     for evaluated in (False, True):
         result = algo.train()
         sound, diverged = (result["seed"][seed] for seed in ("0", "1"))
@@ -114,6 +120,109 @@ def test_a_diverged_seed_has_no_metrics_whether_evaluated_or_not(config, local_r
         if not evaluated:
             assert sound["run_score"] == before["run_score"]
     algo.stop()
+
+
+@pytest.fixture
+def pending(monkeypatch):
+    """Evaluations that have never ended when they are asked for: training runs ahead as it may."""
+    monkeypatch.setattr(Epoch, "is_evaluated", lambda epoch: epoch.scores is None)
+
+
+@pytest.fixture
+def build(config, local_ray):
+    """A function that builds the algorithm of some settings: in turns, or in parallel."""
+    built = []
+
+    def build(parallel, **settings):
+        changed = config.copy(copy_frozen=False).training(**{"epochs": 6, **settings})
+        built.append(changed.offline(parallel_evaluation=parallel).build_algo())
+        return built[-1]
+
+    yield build
+    for algo in built:
+        algo.stop()
+
+
+def assert_same_rows(rows, others):
+    for row, other in zip(rows, others, strict=True):
+        for key in ("epoch", "training_iteration", "done"):
+            assert row[key] == other[key], key
+        assert ("evaluation" in row) == ("evaluation" in other)
+        assert row["seed"].keys() == other["seed"].keys()
+        for seed, metrics in row["seed"].items():
+            assert metrics == pytest.approx(other["seed"][seed], rel=0, abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_parallel_evaluation_gives_the_results_of_evaluating_in_turns(build, pending, interval):
+    """Also of a seed that diverges while earlier epochs still wait for their evaluation."""
+    in_turns, beside = (build(p, evaluation_interval=interval) for p in (False, True))
+    diverges_in = {1: 3, 2: 5}[interval]
+    expected, rows, trained = [], [], []
+    for _ in range(6):
+        for algo in (in_turns, beside):
+            if algo.training.epoch == diverges_in - 1:
+                diverge(algo, seed=1)
+        expected.append(in_turns.train())
+        rows.append(beside.train())
+        trained.append(beside.training.epoch)
+    assert_same_rows(rows, expected)
+    assert_same_training(beside, in_turns)
+    # An epoch waits until those up to the next evaluation are trained.
+    assert trained == {1: [2, 3, 4, 5, 6, 6], 2: [1, 4, 4, 6, 6, 6]}[interval]
+    diverged = [row["epoch"] for row in rows if row["seed"]["1"]["diverged"]]
+    assert diverged == list(range(diverges_in, 7))
+
+
+@pytest.mark.parametrize("taken", ["in memory", "as a checkpoint"])
+def test_what_ran_ahead_of_its_results_is_restored_with_them(build, pending, taken, tmp_path):
+    beside = build(True, evaluation_interval=2)
+    rows = [beside.train() for _ in range(2)]
+    assert (beside.training.epoch, beside.training_iteration) == (4, 2)
+    if taken == "in memory":
+        again = build(False, evaluation_interval=2)
+        again.set_state(beside.get_state())
+    else:
+        again = MOPO.from_checkpoint(beside.save_to_path(tmp_path))
+    # The state alone, which some seeds may be continued from, has the scores of all its epochs.
+    assert (~again.training.scores_SK.isnan()).sum(dim=1).tolist() == [2, 2]
+    rows, others = ([*rows, *(algo.train() for _ in range(4))] for algo in (beside, again))
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert_same_rows(rows, others)
+    assert_same_training(beside, again)
+    again.stop()
+
+
+def test_a_checkpoint_that_is_due_is_of_the_epoch_that_is_reported(build, pending):
+    algo = build(True, evaluation_interval=2)
+    for _ in range(2):
+        assert "should_checkpoint" not in algo.train()
+    assert algo.training.epoch == 4
+    algo._last_checkpoint = -math.inf  # it becomes due while two epochs are not reported
+    for due in (False, True):
+        assert ("should_checkpoint" in algo.train()) == due
+    assert algo.training.epoch == algo.training_iteration == 4
+    assert (~algo.training.scores_SK.isnan()).sum(dim=1).tolist() == [2, 2]
+
+
+def test_an_epoch_whose_evaluation_is_interrupted_is_reported_by_the_next_call(build, monkeypatch):
+    algo = build(True)
+    with monkeypatch.context() as patched:
+        patched.setattr("algorithms.rllib.algorithm.wait_for", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            algo.train()
+    assert algo.train()["epoch"] == algo.training_iteration == 1
+
+
+def interrupt(_):
+    raise KeyboardInterrupt
+
+
+def test_a_dead_evaluation_ends_the_training(build):
+    algo = build(True)
+    ray.kill(algo._evaluation._worker)
+    with pytest.raises(ray.exceptions.RayActorError):  # after which Tune continues a trial
+        algo.train()
 
 
 def test_weights_are_newer_after_every_epoch(algo, trained):
@@ -171,6 +280,10 @@ def test_a_checkpoint_of_another_format_is_refused(checkpoint, tmp_path):
         (lambda c: c.offline(dynamics_seeds="one"), r"one of per_seed, shared"),
         (lambda c: c.offline(compile="yes"), r"compile must be 'auto', True or False, got 'yes'"),
         (lambda c: c.offline(compile=1), r"compile must be 'auto', True or False, got 1"),
+        (
+            lambda c: c.offline(parallel_evaluation=2).build_algo(),
+            r"parallel_evaluation must be True or False, got 2",
+        ),
         (lambda c: c.environment("Walker2d-v4").build_algo(), r"'Walker2d-v4' does not fit"),
         (lambda c: c.learners(num_learners=1).build_algo(), r"num_learners must be 0"),
         (lambda c: MOPOConfig().environment("Hopper-v4").build_algo(), r"no data set: call"),
@@ -188,11 +301,12 @@ def test_a_tuner_of_ones_own_takes_the_config(algo, config, tmp_path):
     run_config = tune.RunConfig(
         storage_path=str(tmp_path), stop={"training_iteration": 1}, verbose=0
     )
-    config = config.copy(copy_frozen=False)
+    config = config.copy(copy_frozen=False).offline(parallel_evaluation=True)
     (result,) = tune.Tuner(MOPO, param_space=config, run_config=run_config).fit()
     assert result.error is None
     assert result.metrics["epoch"] == 1
     assert result.metrics["seed"].keys() == {"0", "1"}
+    assert "run_score" in result.metrics["mean"]
 
 
 def test_a_search_space_may_name_hyperparameters(config):

@@ -21,6 +21,7 @@ def test_result_keys_do_not_depend_on_the_rest_of_the_sweep(quickstart, expand):
     (_, before) = expand(quickstart)
     quickstart |= {"name": "other", "question": "?", "seeds": [1], "device": "cpu"}
     quickstart |= {"compile": False, "gpus_per_trial": 0.5, "cpus_per_trial": 2}
+    quickstart |= {"parallel_evaluation": True}
     quickstart["grid"]["penalty"] = ["max_std"]
     (after,) = expand(quickstart)
     assert before.result_key(1) == after.result_key(1)
@@ -36,6 +37,7 @@ def test_result_keys_do_not_depend_on_the_rest_of_the_sweep(quickstart, expand):
         {"num_ensemble": 6},
         {"dynamics_lr": 1e-4},
         {"evaluation_episodes": 3},
+        {"matmul_dtype": "bfloat16"},
     ],
     ids=str,
 )
@@ -47,6 +49,12 @@ def test_result_keys_depend_on_every_other_setting(quickstart, expand, changes):
     for old, new in zip(before, after, strict=True):
         assert old.result_key(0) != new.result_key(0)
         assert old.cell_key != new.cell_key
+
+
+def test_results_from_before_there_was_a_choice_of_dtype_keep_their_keys(quickstart, expand):
+    settings = expand(quickstart)[0]._identity["settings"]
+    assert "gamma" in settings
+    assert "matmul_dtype" not in settings
 
 
 def test_ensembles_are_shared_between_variants(quickstart, expand):

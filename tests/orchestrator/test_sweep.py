@@ -200,11 +200,19 @@ MISTAKES = {
         {"dynamics_seeds": "both"},
         ["dynamics_seeds: must be 'per_seed' or 'shared', got 'both'"],
     ),
+    "unknown dtype of products": (
+        {"fixed": {"matmul_dtype": "float16"}},
+        ["fixed.matmul_dtype: must be 'float32' or 'bfloat16', got 'float16'"],
+    ),
     "compile as text": (
         {"compile": "yes"},
         ["compile: must be auto, true or false, got 'yes'"],
     ),
     "compile as a number": ({"compile": 1}, ["compile: must be auto, true or false, got 1"]),
+    "parallel_evaluation as a number": (
+        {"parallel_evaluation": 2},
+        ["parallel_evaluation: must be auto, true or false, got 2"],
+    ),
     "no GPU": ({"gpus_per_trial": 0}, ["gpus_per_trial: must be greater than 0, got 0"]),
     "more than a GPU": (
         {"gpus_per_trial": 2},

@@ -119,7 +119,7 @@ def configured(monkeypatch, load, storage):
         monkeypatch.setattr(tuning.ray, "cluster_resources", lambda: {"CPU": 4, "GPU": gpus})
         settings, sweep = Settings(storage, "sqlite://", None), load(content)
         jobs = make_plan(sweep, trials(sweep), storage).jobs
-        share = tuning._gpus_per_trial(sweep, settings)
+        share = tuning._share(sweep, settings)
         assert tuning._tune(sweep, jobs, settings, None, share, Console()) == {}
         return trained
 
@@ -145,8 +145,11 @@ def test_long_trainings_are_compiled_if_nothing_is_told(steps, expected):
 @pytest.mark.parametrize(
     ("keys", "gpus", "expected"),
     [
-        ({}, 2, {"CPU": 1, "GPU": 1}),
+        ({}, 2, {"CPU": 2, "GPU": 1}),
+        ({"parallel_evaluation": False}, 2, {"CPU": 1, "GPU": 1}),
+        ({"cpus_per_trial": 2}, 2, {"CPU": 2, "GPU": 1}),
         ({"gpus_per_trial": 0.25}, 2, {"CPU": 1, "GPU": 0.25}),
+        ({"gpus_per_trial": 0.5, "parallel_evaluation": True}, 2, {"CPU": 2, "GPU": 0.5}),
         (
             {"gpus_per_trial": 0.25, "device": "cuda", "cpus_per_trial": 3},
             2,
@@ -154,13 +157,41 @@ def test_long_trainings_are_compiled_if_nothing_is_told(steps, expected):
         ),
         ({"gpus_per_trial": 0.25, "device": "cpu"}, 2, {"CPU": 1}),
         ({"gpus_per_trial": 0.25}, 0, {"CPU": 1}),
+        ({"parallel_evaluation": True, "cpus_per_trial": 2}, 0, {"CPU": 3}),
     ],
-    ids=["default", "share", "share and CPUs", "on CPUs", "no GPU"],
+    ids=[
+        "default",
+        "evaluated in turns",
+        "a CPU each for two GPUs' evaluation is not left",
+        "share",
+        "evaluated beside, though not every GPU's share finds CPUs",
+        "share and CPUs",
+        "on CPUs",
+        "no GPU",
+        "evaluated beside on CPUs",
+    ],
 )
 def test_a_trial_asks_for_its_share_of_a_gpu(comparison, configured, keys, gpus, expected):
     comparison["algorithm"] = "mopo"
     ((_, resources),) = configured(comparison | keys, gpus)
     assert {name: n for name, n in resources.items() if n} == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"cpus_per_trial": 5}, "cpus_per_trial: 5, but there are 4"),
+        (
+            {"cpus_per_trial": 4, "parallel_evaluation": True},
+            "cpus_per_trial: 4, and one for parallel_evaluation, but there are 4",
+        ),
+        ({"device": "cuda"}, "device: cuda, but this machine has no GPU: use auto or cpu"),
+    ],
+)
+def test_more_than_this_machine_has_is_refused(comparison, configured, keys, sentence):
+    with pytest.raises(UserError) as error:
+        configured(comparison | {"algorithm": "mopo"} | keys, gpus=0)
+    assert str(error.value) == sentence
 
 
 def test_a_run_that_was_killed_holds_nothing(quickstart, expand, storage):

@@ -1,0 +1,121 @@
+"""What the policies of S seeds are worth: whole episodes in the environment and in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from algorithms.dynamics.ensemble import DynamicsEnsemble
+from algorithms.dynamics.rollout import model_return
+from algorithms.environments import MAX_EPISODE_STEPS, normalized_score, stream_seed
+from algorithms.evaluation import Evaluator
+from algorithms.networks import StackedMLP
+from algorithms.randomness import seed_generators
+from algorithms.sac import TanhGaussian
+from algorithms.terminations import TERMINATIONS
+
+MODEL_RETURN_STREAM = 0x0FF3
+
+Scores = dict[str, Tensor]  # metric -> one value per seed, `[S]`
+Weights = Mapping[str, Tensor]  # of the actors: their `state_dict()`
+
+
+class PolicyEvaluation:
+    """Plays complete episodes with the deterministic policy of every seed.
+
+    It computes on one thread of the CPU, on whatever the training does. The weights and the
+    epoch alone decide the outcome, also in another process.
+
+    Args:
+        actor: of S seeds; a copy of it takes the weights that are evaluated.
+        env_id: a Gymnasium id, for example `Hopper-v4`.
+        seeds: one number per seed; each decides its own random numbers in the model.
+        episodes: per seed, in the environment, and as many in the model.
+        ensemble: trained dynamics of the same seeds; None where no row is the model's.
+        initial_obs: first states of the data's episodes, `[n, O]`; the model's episodes
+            begin at the first of them.
+        termination_fn: next_obs `[..., O]` -> done `[...]`, of the model's episodes; by
+            default that of the environment.
+    """
+
+    def __init__(
+        self,
+        actor: StackedMLP,
+        env_id: str,
+        seeds: Sequence[int],
+        episodes: int,
+        ensemble: DynamicsEnsemble | None,
+        initial_obs: Tensor,
+        termination_fn: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._actor = deepcopy(actor).cpu()
+        self._ensemble = deepcopy(ensemble).cpu() if ensemble else None
+        self._env_id, self._seeds = env_id, tuple(seeds)
+        self._start_obs = initial_obs[:episodes].cpu()
+        self._termination_fn = termination_fn or TERMINATIONS[env_id]
+        self._evaluator = Evaluator(env_id, len(self._seeds), episodes)
+
+    def __call__(self, weights: Weights, epoch: int) -> Scores:
+        """Both returns, as far as there is a model, and the normalised score."""
+        return_S = self.episode_return(weights, epoch)
+        scores = {
+            "episode_return": return_S,
+            "normalized_score": torch.from_numpy(normalized_score(self._env_id, return_S.numpy())),
+        }
+        if self._ensemble is not None:
+            scores["model_return"] = self.model_return(weights, epoch)
+        return scores
+
+    def episode_return(self, weights: Weights, epoch: int) -> Tensor:
+        """Mean undiscounted return in the environment, `[S]`; NaN for actions that are not finite.
+
+        Args:
+            weights: of the actors, on any device.
+            epoch: of the training: it selects the initial states, for every variant the same.
+        """
+        self._actor.load_state_dict(weights)
+        with _one_thread():
+            return torch.from_numpy(self._evaluator.returns(self._policy, epoch).mean(axis=1))
+
+    def model_return(self, weights: Weights, epoch: int, length: int = MAX_EPISODE_STEPS) -> Tensor:
+        """Mean undiscounted return in the model, `[S]`, without a penalty.
+
+        Beside the return in the real environment it shows how far the model flatters the policy.
+
+        Args:
+            weights, epoch: as for `episode_return`.
+            length: time limit of an episode, in steps.
+        """
+        assert self._ensemble is not None
+        self._actor.load_state_dict(weights)
+        seeds = [stream_seed(seed, epoch) for seed in self._seeds]
+        with _one_thread():
+            return model_return(
+                self._ensemble,
+                self._policy,
+                self._start_obs,
+                seed_generators(MODEL_RETURN_STREAM, seeds),
+                length=length,
+                termination_fn=self._termination_fn,
+            )
+
+    def _policy(self, obs_SBO: Tensor) -> Tensor:
+        return TanhGaussian.from_output(self._actor(obs_SBO)).mode()
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._evaluator.close()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
