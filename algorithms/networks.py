@@ -101,7 +101,9 @@ class StackedMLP(nn.Module):
     def _all_layers(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             x = self.activation(_affine(x, weight, bias))
-        return _affine(x, weights[-1], biases[-1])
+        # In bfloat16 a Q of 200 would be a whole number. The last layer is narrow and costs little.
+        with torch.autocast(x.device.type, enabled=False):
+            return _affine(x, weights[-1], biases[-1])
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -107,9 +107,9 @@ class OfflineSettings(SACSettings, EnsembleSettings):
     gradient_steps_per_epoch: Count = 1000
     evaluation_interval: Count = 1
     evaluation_episodes: Count = 10
-    # Of the matrix products of rollouts and gradient steps, forwards and backwards. Parameters,
-    # biases' sums, activations, losses and the optimizer are float32 in any case, and so is
-    # everything of ensemble training and evaluation.
+    # Of the matrix products of hidden layers in rollouts and gradient steps, forwards and
+    # backwards. All else is float32 in any case: parameters, last layers, sums, activations,
+    # losses, the optimizer, and the whole of ensemble training and evaluation.
     matmul_dtype: Literal["float32", "bfloat16"] = "float32"
 
     @property
