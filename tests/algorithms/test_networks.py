@@ -67,6 +67,21 @@ def test_many_rows_without_gradients_give_what_they_give_with_them(members, shar
         torch.testing.assert_close(stack(x), with_gradients.detach())
 
 
+@pytest.mark.parametrize("members", [(), (3,)])
+@pytest.mark.parametrize("rows", [7, MANY_ROWS])
+@pytest.mark.parametrize("sizes", [SIZES, SIZES[-2:]], ids=["hidden layers", "only a last layer"])
+def test_autocast_shortens_the_products_of_hidden_layers_alone(members, rows, sizes):
+    stack = StackedMLP(sizes, generators(0, 1), members)
+    x = torch.randn(2, *members, rows, sizes[0], generator=generators(9)[0])
+    with torch.no_grad():
+        exact = stack(x)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            output = stack(x)
+    assert output.dtype == torch.float32
+    error = (output - exact).norm() / exact.norm()  # of bfloat16: 8 bits, relative 0.004
+    assert 1e-4 < error < 0.02 if len(sizes) > 2 else error == 0
+
+
 @pytest.mark.parametrize("rows", [7, MANY_ROWS])
 def test_one_member_per_seed_gives_what_it_gives_among_all(rows):
     stack = StackedMLP(SIZES, generators(0, 1), (3,), F.silu)
