@@ -1,4 +1,7 @@
-"""Gradient steps of all seeds together, with the draws of their batches and noise."""
+"""Gradient steps of all seeds together, with the draws of their batches and noise.
+
+The plain programs train one seed in float32; their names say beside which ones they ran.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def _programs(
     algorithm: str, num_seeds: int, dtype: str, ways: dict[str, Run], setup: Setup
 ) -> list[Program]:
     name, plain = PLAIN[algorithm]
-    baseline = f"{name}, beside S={num_seeds} {dtype}"
+    baseline = f"{name}, S={num_seeds} {dtype}"
     programs = [Program(baseline, plain(setup.device).steps)]
     for name, run in ways.items():
         training = offline_training(
