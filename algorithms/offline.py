@@ -191,15 +191,22 @@ class OfflineTraining:
         """Enter the normalised scores of an evaluation, the newest last."""
         self.scores_SK = torch.cat([self.scores_SK[:, 1:], score_S.float()[:, None]], dim=1)
 
-    def run_score(self) -> Tensor:
+    def run_score(self, diverged_S: Tensor | None = None) -> Tensor:
         """Mean of the last `SCORE_WINDOW` evaluations, or of as many as there are, `[S]`.
 
-        Never the best one: a run's score may not be chosen after the fact. Who reports it
-        leaves out seeds that have diverged: they have no score, however well they did before.
+        Never the best one: a run's score may not be chosen after the fact. A seed
+        that diverged has no score, however well it did before.
+
+        Args:
+            diverged_S: the seeds that had diverged when the last evaluation was; by default
+                those that have diverged by now.
         """
+        if diverged_S is None:
+            diverged_S = self.diverged_S
         unfilled_SK = self.scores_SK.isnan().long().cumprod(dim=1).bool()  # slots before the first
         total_S = self.scores_SK.masked_fill(unfilled_SK, 0.0).sum(dim=1)
-        return total_S / (~unfilled_SK).sum(dim=1)
+        score_S = total_S / (~unfilled_SK).sum(dim=1)
+        return score_S.masked_fill(diverged_S, torch.nan)
 
     def _extend_buffer(self) -> Rollout:
         """Rollouts with the current policy from random real states, into the ring buffer."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 
 import torch
 from torch import Tensor
@@ -27,15 +26,15 @@ Weights = Mapping[str, Tensor]  # of the actors: their `state_dict()`
 class PolicyEvaluation:
     """Plays complete episodes with the deterministic policy of every seed.
 
-    It computes on one thread of the CPU, on whatever the training does. The weights and the
+    It computes on one thread of the CPU, wherever the training is. The weights and the
     epoch alone decide the outcome, also in another process.
 
     Args:
-        actor: of S seeds; a copy of it takes the weights that are evaluated.
+        actor: of S seeds, on the CPU; it takes the weights that are evaluated.
         env_id: a Gymnasium id, for example `Hopper-v4`.
         seeds: one number per seed; each decides its own random numbers in the model.
         episodes: per seed, in the environment, and as many in the model.
-        ensemble: trained dynamics of the same seeds; None where no row is the model's.
+        ensemble: trained dynamics of the same seeds, on the CPU; None where no row is the model's.
         initial_obs: first states of the data's episodes, `[n, O]`; the model's episodes
             begin at the first of them.
         termination_fn: next_obs `[..., O]` -> done `[...]`, of the model's episodes; by
@@ -52,14 +51,13 @@ class PolicyEvaluation:
         initial_obs: Tensor,
         termination_fn: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self._actor = deepcopy(actor).cpu()
-        self._ensemble = deepcopy(ensemble).cpu() if ensemble else None
+        self._actor, self._ensemble = actor, ensemble
         self._env_id, self._seeds = env_id, tuple(seeds)
-        self._start_obs = initial_obs[:episodes].cpu()
+        self._start_obs = initial_obs[:episodes]
         self._termination_fn = termination_fn or TERMINATIONS[env_id]
         self._evaluator = Evaluator(env_id, len(self._seeds), episodes)
 
-    def __call__(self, weights: Weights, epoch: int) -> Scores:
+    def evaluate(self, weights: Weights, epoch: int) -> Scores:
         """Both returns, as far as there is a model, and the normalised score."""
         return_S = self.episode_return(weights, epoch)
         scores = {

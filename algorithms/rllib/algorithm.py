@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, NamedTuple, overload
+from copy import deepcopy
+from typing import Any, NamedTuple
 
 import ray
 import torch
@@ -117,22 +118,23 @@ class OfflineAlgorithm(Algorithm):
         return Epoch(result, self._statistics, self._start_evaluation() if due else None)
 
     def _start_evaluation(self) -> Scores | ray.ObjectRef[Scores]:
-        return self._evaluation(self.training.networks.actor.state_dict(), self.training.epoch)
+        actor, epoch = self.training.networks.actor, self.training.epoch
+        return self._evaluation.evaluate(actor.state_dict(), epoch)
 
     def _report(self) -> dict[str, Any]:
         """The result of the oldest epoch that is not reported, when it has been evaluated."""
         training, epoch = self.training, self._trained[0]
-        scores = wait_for(epoch.scores)
+        scores = None if epoch.scores is None else wait_for(epoch.scores)
         self._trained.popleft()
         result, metrics = epoch.result, epoch.statistics
+        diverged_S = metrics["diverged"].bool()
         if scores is not None:
             training.record_scores(scores["normalized_score"])
             metrics |= scores
             result[EVALUATION_RESULTS] = as_lists(scores)
         if result["epoch"] >= self.config.settings.evaluation_interval:
             metrics["normalized_score"] = training.scores_SK[:, -1]
-            metrics["run_score"] = training.run_score()
-        diverged_S = metrics["diverged"].bool()
+            metrics["run_score"] = training.run_score(diverged_S)
         for name in metrics.keys() - {"diverged"}:
             metrics[name] = metrics[name].masked_fill(diverged_S, torch.nan)
         # A seed that turned NaN does not hide the others' mean.
@@ -145,14 +147,14 @@ class OfflineAlgorithm(Algorithm):
         return result
 
     def _make_evaluation(self, env_id: str) -> PolicyEvaluation | ParallelEvaluation:
-        config, training = self.config, self.training
+        config, ensemble = self.config, self.training.ensemble
         kind = ParallelEvaluation if config.parallel_evaluation else PolicyEvaluation
         return kind(
-            training.networks.actor,
+            actor=deepcopy(self.training.networks.actor).cpu(),
             env_id=env_id,
             seeds=config.seeds,
             episodes=config.settings.evaluation_episodes,
-            ensemble=training.ensemble,
+            ensemble=None if ensemble is None else deepcopy(ensemble).cpu(),
             initial_obs=self.learner.initial_obs,
         )
 
@@ -213,11 +215,7 @@ class OfflineAlgorithm(Algorithm):
         super().cleanup()
 
 
-@overload
-def wait_for(scores: None) -> None: ...
-@overload
-def wait_for(scores: Scores | ray.ObjectRef[Scores]) -> Scores: ...
-def wait_for(scores: Scores | ray.ObjectRef[Scores] | None) -> Scores | None:
+def wait_for(scores: Scores | ray.ObjectRef[Scores]) -> Scores:
     """The scores, when they are there."""
     return ray.get(scores) if isinstance(scores, ray.ObjectRef) else scores
 

@@ -119,6 +119,17 @@ def test_a_mark_survives_an_interruption(make):
     assert_identical(networks(resumed, 1), before)
 
 
+def test_a_diverged_seed_has_no_score_from_then_on(make):
+    training = make()
+    training.record_scores(torch.tensor([30.0, 40.0]))
+    poison_rewards(training, 1, torch.nan)
+    training.train_epoch()
+    training.record_scores(torch.tensor([50.0, 60.0]))
+    score = training.run_score()
+    assert float(score[0]) == 40.0
+    assert score[1].isnan()
+
+
 # --- what counts as diverged
 
 

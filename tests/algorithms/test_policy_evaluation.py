@@ -1,6 +1,7 @@
 """What an evaluation tells of a policy, in the environment and in the model."""
 
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def evaluation_of():
     def evaluation_of(training, start_obs):
         opened.append(
             PolicyEvaluation(
-                training.networks.actor,
+                deepcopy(training.networks.actor),
                 ENV,
                 training.seeds,
                 len(start_obs),
@@ -48,9 +49,11 @@ def weights_of(training):
 @pytest.mark.parametrize("epoch", [1, 7])
 def test_an_evaluation_in_the_environment_is_the_evaluators(epoch):
     networks = SACNetworks(11, 3, SACSettings(hidden=(8,)), seed_generators(0, range(2)))
-    evaluation = PolicyEvaluation(networks.actor, ENV, (0, 1), 3, None, torch.empty(0, 11))
+    evaluation = PolicyEvaluation(
+        deepcopy(networks.actor), ENV, (0, 1), 3, None, torch.empty(0, 11)
+    )
     networks.actor.weights[-1].data *= 30  # episodes of different lengths
-    scores = evaluation(networks.actor.state_dict(), epoch)
+    scores = evaluation.evaluate(networks.actor.state_dict(), epoch)
     evaluation.close()
     with Evaluator(ENV, 2, 3) as evaluator:
         returns_SB = evaluator.returns(lambda obs: networks.policy(obs).mode(), epoch)
@@ -61,15 +64,25 @@ def test_an_evaluation_in_the_environment_is_the_evaluators(epoch):
     np.testing.assert_allclose(scores["normalized_score"], expected)
 
 
-def test_it_computes_on_one_thread_and_gives_back_the_others(offline_training, evaluation_of):
-    training = offline_training((3, 8))
-    evaluation = evaluation_of(training, torch.zeros(1, 3))
-    threads = []
-    evaluation._termination_fn = lambda obs: (
-        threads.append(torch.get_num_threads()) or obs[..., 0] > 9
-    )
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    evaluation.model_return(weights_of(training), 0, length=1)
+    yield
+    torch.set_num_threads(before)  # two would slow every test that follows
+
+
+def test_it_computes_on_one_thread_and_gives_back_the_others(
+    offline_training, evaluation_of, two_threads
+):
+    training, threads = offline_training((3, 8)), []
+
+    def never(next_obs):
+        threads.append(torch.get_num_threads())
+        return torch.zeros(next_obs.shape[:-1], dtype=torch.bool)
+
+    training.termination_fn = never
+    evaluation_of(training, torch.zeros(1, 3)).model_return(weights_of(training), 0, length=1)
     assert (threads, torch.get_num_threads()) == ([1], 2)
 
 

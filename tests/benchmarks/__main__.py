@@ -3,7 +3,7 @@
     python tests/benchmarks [--threads 2] [--device cuda] [--quick] [--only NAME ...] [--json FILE]
 
 Hopper's sizes, batch 256, nets 2 x 256, seven dynamics models of 4 x 200; made-up data. The
-whole takes some eight minutes on two cores. Each file says what its numbers mean; ratios are
+whole takes some fifteen minutes on two cores. Each file says what its numbers mean; ratios are
 to `plain.py`, in the same run.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from harness import Program, Series, Setup, measure_rates
@@ -18,11 +19,11 @@ EPISODES = 10
 def evaluation_arguments(training: OfflineTraining) -> dict[str, Any]:
     """As a trial evaluates, but in the model from states that none of its episodes leaves."""
     return {
-        "actor": training.networks.actor,
+        "actor": deepcopy(training.networks.actor).cpu(),
         "env_id": ENVIRONMENT,
         "seeds": training.seeds,
         "episodes": EPISODES,
-        "ensemble": training.ensemble,
+        "ensemble": deepcopy(training.ensemble).cpu(),
         "initial_obs": transitions(EPISODES).obs,
     }
 

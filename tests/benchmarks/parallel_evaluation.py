@@ -42,12 +42,12 @@ def measure(setup: Setup) -> list[Series]:
     def epoch_in_turns() -> tuple[float, float]:
         begin = now(setup.device)
         train = training_alone()
-        in_turns(walker, epoch=0)
+        in_turns.evaluate(walker, epoch=0)
         return now(setup.device) - begin, train
 
     def epoch_beside() -> tuple[float, float]:
         begin = now(setup.device)
-        evaluated = beside(walker, epoch=0)
+        evaluated = beside.evaluate(walker, epoch=0)
         train = training_alone()
         ray.get(evaluated)
         return now(setup.device) - begin, train

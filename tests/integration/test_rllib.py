@@ -220,7 +220,7 @@ def interrupt(_):
 
 def test_a_dead_evaluation_ends_the_training(build):
     algo = build(True)
-    ray.kill(algo._evaluation._worker)
+    ray.kill(algo._evaluation._process)
     with pytest.raises(ray.exceptions.RayActorError):  # after which Tune continues a trial
         algo.train()
 
