@@ -19,10 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from algorithms.compilation import Run, run_eagerly
 from algorithms.conservatism import IMPORTANCE, PRIORS, Policies, WeightedActions, soft_maximum
-from algorithms.networks import StackedMLP
-from algorithms.randomness import randn
 from algorithms.sac import (
     SAC,
     RewardScale,
@@ -41,7 +38,10 @@ from algorithms.sac import (
     update_targets,
 )
 from algorithms.settings import COMBOSettings
-from algorithms.transitions import Transition
+from algorithms.stack.compilation import Run, run_eagerly
+from algorithms.stack.mlp import StackedMLP
+from algorithms.stack.randomness import randn
+from algorithms.stack.transitions import Transition
 
 ADVANTAGE_STD_RATE = 0.005
 # States at once on a CPU, over all seeds: few enough that the activations of their 30 actions

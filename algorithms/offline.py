@@ -13,21 +13,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from algorithms.capture import Replayed
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.rollout import Rollout, rollout
 from algorithms.errors import UserError
 from algorithms.penalties import OWN_MEMBER_ONLY, PENALTIES
-from algorithms.randomness import (
+from algorithms.sac import SAC, SACNetworks, State
+from algorithms.settings import MOPOSettings, OfflineSettings
+from algorithms.stack.cuda_graphs import Replayed
+from algorithms.stack.randomness import (
     generator_states,
     randint,
     randint_below,
     seed_generators,
     set_generator_states,
 )
-from algorithms.sac import SAC, SACNetworks, State
-from algorithms.settings import MOPOSettings, OfflineSettings
-from algorithms.transitions import RingBuffer, Transition, unpack
+from algorithms.stack.transitions import RingBuffer, Transition, unpack
 
 TRAINING_STREAM, NETWORK_STREAM = 0x0FF1, 0x0FF2
 SCORE_WINDOW = 10

@@ -25,7 +25,7 @@ from algorithms.errors import UserError
 from algorithms.evaluation import Evaluator
 from algorithms.sac import SACNetworks, SACOptimizers, StepNoise, gradient_step
 from algorithms.settings import SACSettings
-from algorithms.transitions import RingBuffer, Transition, unpack
+from algorithms.stack.transitions import RingBuffer, Transition, unpack
 
 log = logging.getLogger(__name__)
 ONLINE_STREAM = 0x0B1E

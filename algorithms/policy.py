@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from algorithms.networks import StackedMLP
 from algorithms.sac import TanhGaussian
+from algorithms.stack.mlp import StackedMLP
 
 
 class Policy(nn.Module):

@@ -12,9 +12,9 @@ from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.rollout import model_return
 from algorithms.environments import MAX_EPISODE_STEPS, normalized_score, stream_seed
 from algorithms.evaluation import Evaluator
-from algorithms.networks import StackedMLP
-from algorithms.randomness import seed_generators
 from algorithms.sac import TanhGaussian
+from algorithms.stack.mlp import StackedMLP
+from algorithms.stack.randomness import seed_generators
 from algorithms.terminations import TERMINATIONS
 
 MODEL_RETURN_STREAM = 0x0FF3

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algorithms.compilation import Run, run_eagerly
-from algorithms.networks import StackedMLP
-from algorithms.randomness import randn
 from algorithms.settings import OfflineSettings, SACSettings
-from algorithms.transitions import Transition
+from algorithms.stack.compilation import Run, run_eagerly
+from algorithms.stack.mlp import StackedMLP
+from algorithms.stack.randomness import randn
+from algorithms.stack.transitions import Transition
 
 LOG_STD_BOUNDS = (-5.0, 2.0)
 

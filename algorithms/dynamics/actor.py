@@ -22,7 +22,6 @@ from typing import Any
 import ray
 import torch
 
-from algorithms.compilation import can_compile, run_compiled, run_eagerly
 from algorithms.data.datasets import load
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.store import (
@@ -35,7 +34,8 @@ from algorithms.dynamics.store import (
 from algorithms.dynamics.training import EnsembleTraining
 from algorithms.errors import UserError
 from algorithms.identity import EnsembleSpec, code_hash
-from algorithms.transitions import Transition
+from algorithms.stack.compilation import can_compile, run_compiled, run_eagerly
+from algorithms.stack.transitions import Transition
 
 log = logging.getLogger(__name__)
 NAMESPACE = "orchestrator"

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algorithms.networks import StackedMLP, truncated_normal
 from algorithms.penalties import Prediction
 from algorithms.settings import EnsembleSettings
+from algorithms.stack.mlp import StackedMLP, truncated_normal
 
 LOG_VAR_INIT = (-10.0, 0.5)  # the learnt bounds' first values
 LOG_VAR_BOUND_COEF = 0.01

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from algorithms.compilation import Run, run_eagerly
 from algorithms.dynamics.ensemble import DynamicsEnsemble, sample_member
 from algorithms.penalties import Prediction
-from algorithms.randomness import randint, randn, randperm
 from algorithms.sac import TanhGaussian
-from algorithms.transitions import Transition, unpack
+from algorithms.stack.compilation import Run, run_eagerly
+from algorithms.stack.randomness import randint, randn, randperm
+from algorithms.stack.transitions import Transition, unpack
 
 # At once: on a CPU rows per seed, which each network takes alone, its activations in the cache;
 # on a GPU rows times members times seeds, whose activations take 90 MB a layer.

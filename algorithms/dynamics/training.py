@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algorithms.compilation import Run, run_eagerly
 from algorithms.dynamics.ensemble import (
     DynamicsEnsemble,
     Gaussian,
@@ -17,16 +16,17 @@ from algorithms.dynamics.ensemble import (
     holdout_mse,
 )
 from algorithms.penalties import PENALTIES, Prediction
-from algorithms.randomness import (
+from algorithms.sac import step_along
+from algorithms.settings import EnsembleSettings
+from algorithms.stack.compilation import Run, run_eagerly
+from algorithms.stack.randomness import (
     generator_states,
     randint,
     randperm,
     seed_generators,
     set_generator_states,
 )
-from algorithms.sac import step_along
-from algorithms.settings import EnsembleSettings
-from algorithms.transitions import Transition
+from algorithms.stack.transitions import Transition
 
 SPLIT_STREAM, WEIGHT_STREAM, EPOCH_STREAM = 0xD101, 0xD102, 0xD103
 MIN_IMPROVEMENT = 0.01  # relative to the member's own best holdout error

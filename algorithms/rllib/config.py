@@ -12,7 +12,6 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from algorithms.compilation import can_compile
 from algorithms.data.catalog import DatasetSpec, resolve
 from algorithms.environments import make_env
 from algorithms.errors import UserError, expected
@@ -21,6 +20,7 @@ from algorithms.rllib.learner import OfflineLearner
 from algorithms.rllib.module import StackedSACModule
 from algorithms.sac import SAC
 from algorithms.settings import EnsembleSettings, OfflineSettings, SACSettings, validated
+from algorithms.stack.compilation import can_compile
 
 DEFAULT_STORAGE = "~/orchestrator"
 CHECKPOINT_EVERY_S = 600.0

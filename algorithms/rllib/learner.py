@@ -18,14 +18,14 @@ from algorithms.checkpoint import (
     decode,
     encode,
 )
-from algorithms.compilation import run_compiled, run_eagerly
 from algorithms.data.datasets import load
 from algorithms.dynamics.actor import obtain_ensembles
 from algorithms.dynamics.store import stack_ensembles
 from algorithms.offline import OfflineTraining
 from algorithms.sac import RewardScale, State
+from algorithms.stack.compilation import run_compiled, run_eagerly
+from algorithms.stack.transitions import Transition
 from algorithms.terminations import TERMINATIONS
-from algorithms.transitions import Transition
 
 if TYPE_CHECKING:
     from algorithms.rllib.config import OfflineConfig

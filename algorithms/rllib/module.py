@@ -9,9 +9,9 @@ from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 
 from algorithms.offline import NETWORK_STREAM
 from algorithms.policy import Policy
-from algorithms.randomness import seed_generators
 from algorithms.sac import SACNetworks
 from algorithms.settings import SACSettings
+from algorithms.stack.randomness import seed_generators
 
 
 class StackedSACModule(TorchRLModule):

@@ -15,8 +15,8 @@ from algorithms.conservatism import (
     own_density,
     soft_maximum,
 )
-from algorithms.randomness import randn
 from algorithms.sac import TanhGaussian
+from algorithms.stack.randomness import randn
 
 TEMPERATURES = [0.3, 1.0, 5.0]
 SAMPLES = 20_000  # of each proposal, where an integral is estimated

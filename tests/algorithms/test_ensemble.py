@@ -17,7 +17,7 @@ from algorithms.dynamics.ensemble import (
 from algorithms.dynamics.training import EnsembleTraining
 from algorithms.penalties import PENALTIES, Prediction
 from algorithms.settings import EnsembleSettings
-from algorithms.transitions import Transition
+from algorithms.stack.transitions import Transition
 
 
 def small(**changes):

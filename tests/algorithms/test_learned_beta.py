@@ -13,11 +13,11 @@ import os
 import pytest
 import torch
 
-from algorithms.compilation import can_compile, run_compiled, run_eagerly
 from algorithms.conservative_sac import ConservativeSAC
 from algorithms.sac import RewardScale, SACNetworks
 from algorithms.settings import COMBOSettings
-from algorithms.transitions import Transition, unpack
+from algorithms.stack.compilation import can_compile, run_compiled, run_eagerly
+from algorithms.stack.transitions import Transition, unpack
 
 log = logging.getLogger(__name__)
 

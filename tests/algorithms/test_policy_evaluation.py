@@ -11,9 +11,9 @@ from small_tasks import predict_the_action
 from algorithms.environments import normalized_score
 from algorithms.evaluation import Evaluator
 from algorithms.policy_evaluation import PolicyEvaluation
-from algorithms.randomness import seed_generators
 from algorithms.sac import SACNetworks
 from algorithms.settings import SACSettings
+from algorithms.stack.randomness import seed_generators
 
 ENV = "Hopper-v4"
 

@@ -15,8 +15,8 @@ from algorithms.dynamics.training import EnsembleTraining
 from algorithms.errors import UserError
 from algorithms.identity import EnsembleSpec
 from algorithms.offline import select_seeds
-from algorithms.randomness import set_generator_states
 from algorithms.settings import EnsembleSettings
+from algorithms.stack.randomness import set_generator_states
 
 SMALL = EnsembleSettings(
     num_ensemble=3,

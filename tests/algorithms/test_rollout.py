@@ -7,10 +7,10 @@ from algorithms.dynamics import rollout as rollout_module
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.rollout import model_return, rollout
 from algorithms.penalties import OWN_MEMBER_ONLY, PENALTIES, Prediction
-from algorithms.randomness import randn, seed_generators
 from algorithms.sac import TanhGaussian
 from algorithms.settings import EnsembleSettings
-from algorithms.transitions import unpack
+from algorithms.stack.randomness import randn, seed_generators
+from algorithms.stack.transitions import unpack
 
 OBS, ACTION, STARTS, LENGTH = 2, 2, 10, 4
 SETTINGS = EnsembleSettings(num_ensemble=4, num_elites=2)

@@ -22,7 +22,7 @@ from algorithms.sac import (
     td_target,
 )
 from algorithms.settings import SACSettings
-from algorithms.transitions import Transition
+from algorithms.stack.transitions import Transition
 
 OBS, ACTION, BATCH = 4, 2, 16
 

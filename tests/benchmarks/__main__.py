@@ -21,8 +21,8 @@ import torch
 from harness import Setup, table
 from rich.console import Console
 
-from algorithms.compilation import can_compile
 from algorithms.identity import code_version
+from algorithms.stack.compilation import can_compile
 
 # Modules with a function `measure`.
 NAMES = (

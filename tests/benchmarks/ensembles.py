@@ -13,9 +13,9 @@ from hopper import DATA_ROWS, transitions
 from ours import runs
 from plain import BATCH, ensemble_batches
 
-from algorithms.compilation import Run
 from algorithms.dynamics.training import EnsembleTraining
 from algorithms.settings import EnsembleSettings
+from algorithms.stack.compilation import Run
 
 EPOCH_ROWS = 399_000  # 400,000 without the holdout
 

@@ -17,9 +17,9 @@ from harness import Series, Setup, now
 from hopper import ROLLOUT_ROWS
 from ours import ALGORITHMS, change, expert, offline_training, runs
 
-from algorithms.compilation import Run
 from algorithms.environments import MAX_EPISODE_STEPS
 from algorithms.policy_evaluation import PolicyEvaluation
+from algorithms.stack.compilation import Run
 
 WHOLE = {"rollouts": 5, "gradient steps": 1000, "model return": MAX_EPISODE_STEPS}
 A_PART = {"rollouts": 1, "gradient steps": 100, "model return": 100}

@@ -19,8 +19,8 @@ from ours import (
 )
 from plain import PlainCOMBO, PlainSAC
 
-from algorithms.compilation import Run
 from algorithms.offline import OfflineTraining
+from algorithms.stack.compilation import Run
 
 SEEDS = (1, 5)
 PLAIN = {"MOPO": ("plain SAC", PlainSAC), "COMBO": ("plain COMBO", PlainCOMBO)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from algorithms.transitions import Transition
+from algorithms.stack.transitions import Transition
 
 OBS, ACTION = 11, 3
 DATA_ROWS = 400_000  # as many as D4RL's hopper-medium-replay

@@ -13,8 +13,8 @@ from hopper import ROLLOUT_ROWS
 from ours import change, offline_training, runs_by_dtype
 from plain import rollout_steps
 
-from algorithms.compilation import Run, run_eagerly
 from algorithms.offline import OfflineTraining
+from algorithms.stack.compilation import Run, run_eagerly
 
 LENGTH = 5
 PENALTIES = ("max_std", "none")  # of all seven members, and of one

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from small_tasks import COMBO_VARIANTS, offline_training
 
-from algorithms.transitions import Transition
+from algorithms.stack.transitions import Transition
 
 VALUES = Path(__file__).parent / "values.json"
 SEEDS, EPOCHS, STEPS = (3, 8), 3, 10

@@ -13,10 +13,10 @@ from algorithms.conservative_sac import ConservativeSAC
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.offline import NETWORK_STREAM, OfflineTraining
 from algorithms.penalties import Prediction
-from algorithms.randomness import seed_generators
 from algorithms.sac import SAC, RewardScale, SACNetworks
 from algorithms.settings import COMBOSettings, EnsembleSettings, OfflineSettings
-from algorithms.transitions import Transition
+from algorithms.stack.randomness import seed_generators
+from algorithms.stack.transitions import Transition
 
 OBS_DIM, ACTION_DIM = 3, 2
 REWARD_SCALE = RewardScale(rms=0.7, max_q=100.0)  # where there is no data

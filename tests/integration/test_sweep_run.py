@@ -96,10 +96,10 @@ def test_a_trial_trains_what_a_plain_loop_trains_bit_for_bit(first, dataset):
     """Ray, Tune, RLlib and the checkpoint add nothing and lose nothing."""
     from algorithms.checkpoint import read_training_state
     from algorithms.offline import NETWORK_STREAM, OfflineTraining
-    from algorithms.randomness import seed_generators
     from algorithms.sac import SAC, RewardScale, SACNetworks
+    from algorithms.stack.randomness import seed_generators
+    from algorithms.stack.transitions import Transition
     from algorithms.terminations import TERMINATIONS
-    from algorithms.transitions import Transition
 
     storage, file, _ = first
     trial = trials(load_sweep(file))[1]

@@ -8,9 +8,9 @@ import torch
 from rich.console import Console
 
 from algorithms import ALGORITHMS
-from algorithms.compilation import can_compile
 from algorithms.errors import UserError
 from algorithms.mopo import MOPOConfig
+from algorithms.stack.compilation import can_compile
 from orchestrator import tuning
 from orchestrator.plan import make_plan
 from orchestrator.results import ResultStore

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from algorithms import capture
+from algorithms.stack import cuda_graphs
 
 
 class Recorder(TorchDispatchMode):
@@ -61,7 +61,7 @@ def graphs(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(capture, "_REFUSED", set())
-    monkeypatch.setattr(capture, "can_replay", lambda device: device not in capture._REFUSED)
+    monkeypatch.setattr(capture, "can_replay", lambda device: device not in cuda_graphs._REFUSED)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", new_graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
@@ -145,5 +145,5 @@ def test_a_step_sees_tensors_of_one_layout_or_it_would_be_compiled_in_a_capture(
     training.agent.gradient_step = observed
     training.train_epoch()
     assert len(graphs) == 1
-    assert len(layouts) == capture.WARM_UP + 2  # one more: the very first step is a branch
+    assert len(layouts) == cuda_graphs.WARM_UP + 2  # one more: the very first step is a branch
     assert all(layout == layouts[0] for layout in layouts)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from algorithms.networks import MANY_ROWS, StackedMLP, truncated_normal, uniform_fan_in
+from algorithms.stack.mlp import MANY_ROWS, StackedMLP, truncated_normal, uniform_fan_in
 
 SIZES = (5, 8, 6, 3)
 

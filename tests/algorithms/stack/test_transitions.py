@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithms.randomness import randint_below, seed_generators
-from algorithms.transitions import RingBuffer, Transition, unpack
+from algorithms.stack.randomness import randint_below, seed_generators
+from algorithms.stack.transitions import RingBuffer, Transition, unpack
 
 
 @settings(max_examples=25, deadline=None)

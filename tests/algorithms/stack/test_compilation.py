@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from algorithms import compilation
-from algorithms.compilation import can_compile, run_compiled
-from algorithms.networks import MANY_ROWS
+from algorithms.stack import compilation
+from algorithms.stack.compilation import can_compile, run_compiled
+from algorithms.stack.mlp import MANY_ROWS
 
 FALLBACK = """
 import torch

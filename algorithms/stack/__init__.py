@@ -1,0 +1,1 @@
+"""Networks as stacks over seeds and members, and how their arithmetic is called."""
