@@ -20,11 +20,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from algorithms.environments import make_env, normalized_score, stream_seed
+from algorithms.environments.episodes import Evaluator
+from algorithms.environments.table import make_env, normalized_score
 from algorithms.errors import UserError
-from algorithms.evaluation import Evaluator
 from algorithms.sac import SACNetworks, SACOptimizers, StepNoise, gradient_step
 from algorithms.settings import SACSettings
+from algorithms.stack.randomness import stream_seed
 from algorithms.stack.transitions import RingBuffer, Transition, unpack
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.rollout import model_return
-from algorithms.environments import MAX_EPISODE_STEPS, normalized_score, stream_seed
-from algorithms.evaluation import Evaluator
+from algorithms.environments.episodes import Evaluator
+from algorithms.environments.table import ENVIRONMENTS, normalized_score
 from algorithms.sac import TanhGaussian
 from algorithms.stack.mlp import StackedMLP
-from algorithms.stack.randomness import seed_generators
-from algorithms.terminations import TERMINATIONS
+from algorithms.stack.randomness import seed_generators, stream_seed
 
 MODEL_RETURN_STREAM = 0x0FF3
 
@@ -54,7 +53,8 @@ class PolicyEvaluation:
         self._actor, self._ensemble = actor, ensemble
         self._env_id, self._seeds = env_id, tuple(seeds)
         self._start_obs = initial_obs[:episodes]
-        self._termination_fn = termination_fn or TERMINATIONS[env_id]
+        self._termination_fn = termination_fn or ENVIRONMENTS[env_id].termination
+        self._time_limit = ENVIRONMENTS[env_id].max_episode_steps
         self._evaluator = Evaluator(env_id, len(self._seeds), episodes)
 
     def evaluate(self, weights: Weights, epoch: int) -> Scores:
@@ -79,14 +79,14 @@ class PolicyEvaluation:
         with _one_thread():
             return torch.from_numpy(self._evaluator.returns(self._policy, epoch).mean(axis=1))
 
-    def model_return(self, weights: Weights, epoch: int, length: int = MAX_EPISODE_STEPS) -> Tensor:
+    def model_return(self, weights: Weights, epoch: int, length: int | None = None) -> Tensor:
         """Mean undiscounted return in the model, `[S]`, without a penalty.
 
         Beside the return in the real environment it shows how far the model flatters the policy.
 
         Args:
             weights, epoch: as for `episode_return`.
-            length: time limit of an episode, in steps.
+            length: of an episode at most, in steps; by default the environment's time limit.
         """
         assert self._ensemble is not None
         self._actor.load_state_dict(weights)
@@ -97,7 +97,7 @@ class PolicyEvaluation:
                 self._policy,
                 self._start_obs,
                 seed_generators(MODEL_RETURN_STREAM, seeds),
-                length=length,
+                length=length or self._time_limit,
                 termination_fn=self._termination_fn,
             )
 

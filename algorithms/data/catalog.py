@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from algorithms.data import hdf5
-from algorithms.environments import ENVIRONMENTS
+from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError, expected
 
 FILE_PREFIX = "file:"

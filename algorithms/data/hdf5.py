@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from algorithms.environments import ENVIRONMENTS, normalized_score
+from algorithms.environments.table import ENVIRONMENTS, normalized_score
 from algorithms.errors import UserError
 
 

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from algorithms.data.catalog import Level, PolicySet, policies_folder
 from algorithms.data.rollout import load_policy
-from algorithms.environments import ENVIRONMENTS, normalized_score
+from algorithms.environments.episodes import Evaluator
+from algorithms.environments.table import ENVIRONMENTS, normalized_score
 from algorithms.errors import UserError
-from algorithms.evaluation import Evaluator
 from algorithms.online import OnlineSettings, train_online
 from algorithms.sac import SACNetworks
 from algorithms.settings import SACSettings

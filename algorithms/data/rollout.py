@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 from algorithms.data.bundled import BUNDLED_STREAM, Shard
 from algorithms.data.hdf5 import OfflineDataset
-from algorithms.environments import ENVIRONMENTS, make_env, stream_seed
+from algorithms.environments.table import ENVIRONMENTS, make_env
 from algorithms.sac import SACNetworks
 from algorithms.settings import SACSettings
+from algorithms.stack.randomness import stream_seed
 
 # Environments per process, stepped together so that one pass of the policy serves all;
 # fewer for a shard that so many episodes of full length would overfill.

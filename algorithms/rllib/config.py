@@ -13,7 +13,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from algorithms.data.catalog import DatasetSpec, resolve
-from algorithms.environments import make_env
+from algorithms.environments.table import make_env
 from algorithms.errors import UserError, expected
 from algorithms.identity import DYNAMICS_SEEDS, EnsembleSpec, ensemble_seed
 from algorithms.rllib.learner import OfflineLearner

@@ -21,11 +21,11 @@ from algorithms.checkpoint import (
 from algorithms.data.datasets import load
 from algorithms.dynamics.actor import obtain_ensembles
 from algorithms.dynamics.store import stack_ensembles
+from algorithms.environments.table import ENVIRONMENTS
 from algorithms.offline import OfflineTraining
 from algorithms.sac import RewardScale, State
 from algorithms.stack.compilation import run_compiled, run_eagerly
 from algorithms.stack.transitions import Transition
-from algorithms.terminations import TERMINATIONS
 
 if TYPE_CHECKING:
     from algorithms.rllib.config import OfflineConfig
@@ -56,7 +56,7 @@ class OfflineLearner(TorchLearner):
             ensemble=stack_ensembles(ensembles) if ensembles else None,
             settings=settings,
             seeds=config.seeds,
-            termination_fn=TERMINATIONS[config.dataset.env_id],
+            termination_fn=ENVIRONMENTS[config.dataset.env_id].termination,
             penalty_mean=[e.description["metrics"]["penalty_mean"] for e in ensembles],
         )
         self.behaviour_score = dataset.behaviour_score(config.dataset.env_id)

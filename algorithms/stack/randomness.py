@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.environments import stream_seed
 from algorithms.errors import UserError
+
+
+def stream_seed(*words: int) -> int:
+    """A 31-bit seed from a sequence of integers, well mixed and stable across versions.
+
+    The first word names the stream, so that no two uses of random numbers (evaluation,
+    online training, generated data) start from the same states.
+    """
+    return int(np.random.SeedSequence(words).generate_state(1)[0] >> 1)
 
 
 def seed_generators(

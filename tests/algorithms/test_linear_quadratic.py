@@ -12,12 +12,12 @@ from scipy.linalg import solve_discrete_are
 
 from algorithms.conservative_sac import ConservativeSAC
 from algorithms.dynamics.training import EnsembleTraining
+from algorithms.environments.table import never
 from algorithms.offline import NETWORK_STREAM, OfflineTraining
 from algorithms.sac import SAC, RewardScale, SACNetworks
 from algorithms.settings import COMBOSettings, EnsembleSettings, MOPOSettings
 from algorithms.stack.randomness import seed_generators
 from algorithms.stack.transitions import Transition
-from algorithms.terminations import never
 
 A, B = np.array([[0.95, 0.3], [0.0, 0.8]]), np.array([[0.0], [0.5]])  # position, velocity
 Q, R, NOISE = np.diag([1.0, 0.1]), np.array([[0.3]]), 0.05

@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_tasks import predict_the_action
 
-from algorithms.environments import normalized_score
-from algorithms.evaluation import Evaluator
+from algorithms.environments.episodes import Evaluator
+from algorithms.environments.table import normalized_score
 from algorithms.policy_evaluation import PolicyEvaluation
 from algorithms.sac import SACNetworks
 from algorithms.settings import SACSettings

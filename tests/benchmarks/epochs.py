@@ -17,11 +17,17 @@ from harness import Series, Setup, now
 from hopper import ROLLOUT_ROWS
 from ours import ALGORITHMS, change, expert, offline_training, runs
 
-from algorithms.environments import MAX_EPISODE_STEPS
+from algorithms.environments.table import ENVIRONMENTS
 from algorithms.policy_evaluation import PolicyEvaluation
 from algorithms.stack.compilation import Run
 
-WHOLE = {"rollouts": 5, "gradient steps": 1000, "model return": MAX_EPISODE_STEPS}
+TIME_LIMIT = ENVIRONMENTS["Hopper-v4"].max_episode_steps
+
+WHOLE = {
+    "rollouts": 5,
+    "gradient steps": 1000,
+    "model return": TIME_LIMIT,
+}
 A_PART = {"rollouts": 1, "gradient steps": 100, "model return": 100}
 
 Seconds = dict[str, float]

@@ -14,12 +14,12 @@ from algorithms.conservative_sac import ConservativeSAC
 from algorithms.data.catalog import policies_folder, policy_set
 from algorithms.data.rollout import load_policy
 from algorithms.dynamics.ensemble import DynamicsEnsemble
+from algorithms.environments.table import hopper
 from algorithms.offline import NETWORK_STREAM, OfflineTraining
 from algorithms.sac import SAC, RewardScale, SACNetworks
 from algorithms.settings import COMBOSettings, EnsembleSettings, MOPOSettings
 from algorithms.stack.compilation import Run, can_compile, run_compiled, run_eagerly
 from algorithms.stack.randomness import seed_generators
-from algorithms.terminations import hopper
 
 ALGORITHMS = {"MOPO": (SAC, MOPOSettings), "COMBO": (ConservativeSAC, COMBOSettings)}
 ENVIRONMENT = "Hopper-v4"

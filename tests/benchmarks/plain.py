@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from hopper import ACTION, DATA_ROWS, OBS, QUIET_LOG_VAR, ROLLOUT_ROWS, transitions
 from torch import Tensor, nn
 
+from algorithms.environments.table import hopper
 from algorithms.stack.transitions import Transition
-from algorithms.terminations import hopper
 
 BATCH, GAMMA, TAU = 256, 0.99, 0.005
 SAMPLES, BETA = 10, 2.5  # COMBO: samples of each of three proposals

@@ -95,11 +95,11 @@ def test_mlflow_holds_the_sweep_its_trials_and_their_ensemble(first):
 def test_a_trial_trains_what_a_plain_loop_trains_bit_for_bit(first, dataset):
     """Ray, Tune, RLlib and the checkpoint add nothing and lose nothing."""
     from algorithms.checkpoint import read_training_state
+    from algorithms.environments.table import ENVIRONMENTS
     from algorithms.offline import NETWORK_STREAM, OfflineTraining
     from algorithms.sac import SAC, RewardScale, SACNetworks
     from algorithms.stack.randomness import seed_generators
     from algorithms.stack.transitions import Transition
-    from algorithms.terminations import TERMINATIONS
 
     storage, file, _ = first
     trial = trials(load_sweep(file))[1]
@@ -112,7 +112,7 @@ def test_a_trial_trains_what_a_plain_loop_trains_bit_for_bit(first, dataset):
         ensemble=stack_ensembles(published),
         settings=trial.settings,
         seeds=trial.seeds,
-        termination_fn=TERMINATIONS[dataset.env_id],
+        termination_fn=ENVIRONMENTS[dataset.env_id].termination,
     )
     training.train_epoch()
     training.train_epoch()

@@ -13,11 +13,10 @@ from algorithms.data.bundled import BUNDLED_STREAM, cache_path, generate
 from algorithms.data.catalog import CATALOG, resolve
 from algorithms.data.datasets import load
 from algorithms.data.hdf5 import OfflineDataset
-from algorithms.environments import ENVIRONMENTS
+from algorithms.environments.episodes import EVALUATION_STREAM
+from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
-from algorithms.evaluation import EVALUATION_STREAM
 from algorithms.online import ONLINE_STREAM
-from algorithms.terminations import TERMINATIONS
 
 SIZE = 3_000
 
@@ -68,7 +67,7 @@ def test_an_episode_is_contiguous_and_ends_where_its_flags_say(data):
 
 
 def test_a_terminal_is_the_simulators_and_a_timeout_is_not_one(data):
-    done = TERMINATIONS["Hopper-v4"](torch.from_numpy(data.next_obs)).numpy()
+    done = ENVIRONMENTS["Hopper-v4"].termination(torch.from_numpy(data.next_obs)).numpy()
     np.testing.assert_array_equal(data.terminal > 0, done)
     assert not (done & data.timeout).any()
     lengths = np.diff(data.episode_ends, prepend=0)

@@ -21,7 +21,7 @@ from algorithms.data.catalog import (
     resolve,
 )
 from algorithms.data.hdf5 import file_sha256
-from algorithms.environments import ENVIRONMENTS
+from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
 
 BUNDLED = [name for name, entry in CATALOG.items() if isinstance(entry, Bundled)]

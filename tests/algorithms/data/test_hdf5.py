@@ -10,7 +10,7 @@ import pytest
 from algorithms.data import hdf5
 from algorithms.data.catalog import resolve
 from algorithms.data.datasets import load, missing
-from algorithms.environments import ENVIRONMENTS
+from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
 from algorithms.identity import EnsembleSpec
 from algorithms.settings import EnsembleSettings

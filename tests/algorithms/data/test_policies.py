@@ -18,8 +18,8 @@ from algorithms.data.policies import (
     untrained_actor,
 )
 from algorithms.data.rollout import load_policy
+from algorithms.environments.episodes import Evaluator
 from algorithms.errors import UserError
-from algorithms.evaluation import Evaluator
 from algorithms.online import OnlineSettings
 
 

@@ -14,7 +14,7 @@ from algorithms.stack.mlp import MANY_ROWS
 
 FALLBACK = """
 import torch
-from algorithms.compilation import can_compile, run_compiled
+from algorithms.stack.compilation import can_compile, run_compiled
 assert not can_compile("cpu")
 def twice(x):
     return x + x

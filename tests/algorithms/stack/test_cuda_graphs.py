@@ -60,15 +60,17 @@ def graphs(monkeypatch):
         made.append(Recorder())
         return made[-1]
 
-    monkeypatch.setattr(capture, "_REFUSED", set())
-    monkeypatch.setattr(capture, "can_replay", lambda device: device not in cuda_graphs._REFUSED)
+    monkeypatch.setattr(cuda_graphs, "_REFUSED", set())
+    monkeypatch.setattr(
+        cuda_graphs, "can_replay", lambda device: device not in cuda_graphs._REFUSED
+    )
     monkeypatch.setattr(torch.cuda, "CUDAGraph", new_graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(capture, "_side_stream", Stream)
+    monkeypatch.setattr(cuda_graphs, "_side_stream", Stream)
     return made
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms.environments import make_env, normalized_score, stream_seed
-from algorithms.evaluation import EVALUATION_STREAM, Evaluator
+from algorithms.environments.episodes import EVALUATION_STREAM, Evaluator
+from algorithms.environments.table import make_env, normalized_score
+from algorithms.stack.randomness import stream_seed
 
 ENV, SEEDS, EPISODES = "Hopper-v4", 3, 4
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms.environments import ENVIRONMENTS, make_env
-from algorithms.terminations import TERMINATIONS
+from algorithms.environments.table import ENVIRONMENTS, make_env
 
 
 def healthy(env_id: str) -> torch.Tensor:
@@ -14,11 +13,7 @@ def healthy(env_id: str) -> torch.Tensor:
     return obs
 
 
-def test_every_environment_has_a_termination_function():
-    assert set(TERMINATIONS) == set(ENVIRONMENTS)
-
-
-@pytest.mark.parametrize("env_id", TERMINATIONS)
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_agrees_with_the_simulator_around_the_limits(env_id):
     env, rng = make_env(env_id).unwrapped, np.random.default_rng(0)
     env.action_space.seed(0)
@@ -35,7 +30,7 @@ def test_agrees_with_the_simulator_around_the_limits(env_id):
             obs, _, done, _, _ = env.step(env.action_space.sample())
             observed.append(obs)
             terminated.append(done)
-    predicted = TERMINATIONS[env_id](torch.from_numpy(np.stack(observed)))
+    predicted = ENVIRONMENTS[env_id].termination(torch.from_numpy(np.stack(observed)))
     assert predicted.tolist() == terminated
     assert set(terminated) == ({False} if env_id == "HalfCheetah-v4" else {False, True})
 
@@ -45,21 +40,21 @@ def test_agrees_with_the_simulator_around_the_limits(env_id):
 def test_a_value_that_is_not_finite_ends_the_episode_wherever_it_is(env_id, value):
     dims = ENVIRONMENTS[env_id].obs_dim
     obs = healthy(env_id).repeat(dims, 1)
-    assert not TERMINATIONS[env_id](obs).any()
+    assert not ENVIRONMENTS[env_id].termination(obs).any()
     obs.diagonal().fill_(value)
-    assert TERMINATIONS[env_id](obs).all()
+    assert ENVIRONMENTS[env_id].termination(obs).all()
 
 
 @pytest.mark.parametrize("value", [100.0, -100.0, 1e6, -1e6])
 def test_hopper_ends_on_either_side_of_the_range_of_states(value):
     obs = healthy("Hopper-v4").repeat(10, 1)
     obs[:, 1:].diagonal().fill_(value)
-    assert TERMINATIONS["Hopper-v4"](obs).all()
+    assert ENVIRONMENTS["Hopper-v4"].termination(obs).all()
 
 
-@pytest.mark.parametrize("env_id", TERMINATIONS)
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_leading_axes_are_kept(env_id):
-    done = TERMINATIONS[env_id](healthy(env_id).expand(2, 3, 4, -1))
+    done = ENVIRONMENTS[env_id].termination(healthy(env_id).expand(2, 3, 4, -1))
     assert done.shape == (2, 3, 4)
     assert done.dtype == torch.bool
     assert not done.any()

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.environments import make_env, stream_seed
+from algorithms.environments.table import make_env
+from algorithms.stack.randomness import stream_seed
 
 # First word of every seed drawn here, so that no evaluation starts from a state that
 # generated data (`data/bundled.py` has a stream of its own).

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from algorithms.environments import ENVIRONMENTS, make_env, normalized_score
+from algorithms.environments.table import ENVIRONMENTS, make_env, normalized_score
 
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)

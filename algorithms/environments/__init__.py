@@ -1,0 +1,1 @@
+"""What is known of each environment, and whole episodes in it."""

@@ -1,0 +1,131 @@
+"""The environments: one row each, with all that is known of one beforehand.
+
+To add one, write its row. A termination function says when a state ends an episode, as the
+simulator decides it. A learned model predicts states, not ends; that these are known is the
+usual privilege of this literature (MBPO, MOPO, COMBO). It maps next observations `[..., O]`
+to `[...]` booleans with tensor methods only, so that nothing leaves the device, and so that
+this module imports neither torch nor, until an environment is made, Gymnasium.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from algorithms.errors import UserError
+from algorithms.registry import Registry
+
+if TYPE_CHECKING:
+    import gymnasium
+    from torch import Tensor
+
+Return = TypeVar("Return", float, np.ndarray)
+Termination = Callable[["Tensor"], "Tensor"]
+
+
+def hopper(next_obs: Tensor) -> Tensor:
+    """Alive iff finite, every |obs[1:]| < 100, height > 0.7 and |torso angle| < 0.2."""
+    # The magnitude is taken before the comparison: `abs(x < 100)`, a bug of several
+    # published implementations, tests nothing on the lower side.
+    alive = (
+        next_obs.isfinite().all(dim=-1)
+        & (next_obs[..., 1:].abs() < 100).all(dim=-1)
+        & (next_obs[..., 0] > 0.7)
+        & (next_obs[..., 1].abs() < 0.2)
+    )
+    return ~alive
+
+
+def walker2d(next_obs: Tensor) -> Tensor:
+    """Alive iff finite, 0.8 < height < 2.0 and |torso angle| < 1.0."""
+    height = next_obs[..., 0]
+    alive = (
+        next_obs.isfinite().all(dim=-1)
+        & (height > 0.8)
+        & (height < 2.0)
+        & (next_obs[..., 1].abs() < 1.0)
+    )
+    return ~alive
+
+
+def never(next_obs: Tensor) -> Tensor:
+    """No state ends an episode (half-cheetah)."""
+    return next_obs.new_zeros(next_obs.shape[:-1]).bool()
+
+
+class Environment(NamedTuple):
+    """What is known of an environment beforehand.
+
+    Policies here act in [-1, 1]^A, and data sets hold such actions once they are loaded.
+    Where the environment's own bounds are others, both are rescaled: `rescaled_actions`.
+    """
+
+    obs_dim: int
+    action_dim: int
+    random_return: float  # undiscounted, of a policy that acts at random
+    expert_return: float  # undiscounted, of a trained policy
+    max_episode_steps: int  # the time limit, which is not an end of the task
+    termination: Termination | None  # None: learned from the data's `terminals`
+    action_low: float = -1.0  # of every dimension, in the environment's own units
+    action_high: float = 1.0
+
+    @property
+    def rescaled_actions(self) -> bool:
+        """Whether the environment's own actions are not in [-1, 1] already."""
+        return (self.action_low, self.action_high) != (-1.0, 1.0)
+
+    def to_unit_actions(self, action: np.ndarray) -> np.ndarray:
+        """The environment's own actions in units of its bounds, [-1, 1]."""
+        half = (self.action_high - self.action_low) / 2
+        return (action - self.action_low) / half - 1.0
+
+
+ENVIRONMENTS: Registry[Environment] = Registry("environment")
+# Limits: `gymnasium.envs.mujoco`. Returns: D4RL (Fu et al. 2020, arXiv 2004.07219), d4rl/infos.py;
+# the same for all its versions.
+ENVIRONMENTS.add("Hopper-v4", Environment(11, 3, -20.272305, 3234.3, 1000, hopper))
+ENVIRONMENTS.add("Walker2d-v4", Environment(17, 6, 1.629008, 4592.3, 1000, walker2d))
+ENVIRONMENTS.add("HalfCheetah-v4", Environment(17, 6, -280.178953, 12135.0, 1000, never))
+
+
+def normalized_score(env_id: str, episode_return: Return) -> Return:
+    """100 (return - random) / (expert - random), D4RL's normalisation."""
+    env = ENVIRONMENTS[env_id]
+    return 100.0 * (episode_return - env.random_return) / (env.expert_return - env.random_return)
+
+
+def make_env(env_id: str) -> gymnasium.Env[Any, Any]:
+    """A Gymnasium environment with its time limit, without Gymnasium's checks of every step.
+
+    Its actions are in [-1, 1]^A, as those of policies and data are.
+
+    Raises:
+        UserError: Gymnasium does not know it, or its sizes are not those of its row.
+    """
+    import gymnasium
+
+    row = ENVIRONMENTS[env_id]
+    with warnings.catch_warnings():
+        # v4 on purpose: the physics and rewards of D4RL's tasks, which v5 changes.
+        warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
+        try:
+            env = gymnasium.make(
+                env_id, disable_env_checker=True, max_episode_steps=row.max_episode_steps
+            )
+        except gymnasium.error.Error as error:
+            raise UserError(f"environment {env_id}: Gymnasium cannot make it: {error}") from None
+    for name, space, size in (
+        ("obs_dim", env.observation_space, row.obs_dim),
+        ("action_dim", env.action_space, row.action_dim),
+    ):
+        if space.shape != (size,):
+            raise UserError(
+                f"environment {env_id} has {name} {size} in its row, but Gymnasium's has "
+                f"a space of shape {space.shape}: correct the row"
+            )
+    if row.rescaled_actions:
+        env = gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)
+    return env
