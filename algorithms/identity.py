@@ -11,13 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from algorithms.data.catalog import DatasetSpec
-from algorithms.settings import EnsembleSettings
-
-ENSEMBLE_FORMAT = 1
-
 
 def content_key(payload: Mapping[str, Any]) -> str:
     """16 hex digits of the SHA-256 of `payload` as canonical JSON."""
@@ -71,28 +64,3 @@ DYNAMICS_SEEDS = ("per_seed", "shared")
 def ensemble_seed(seed: int, dynamics_seeds: str) -> int:
     """The seed of the dynamics ensemble on which a seed trains: its own, or 0 for all."""
     return 0 if dynamics_seeds == "shared" else seed
-
-
-class EnsembleSpec(BaseModel):
-    """Everything that decides what a dynamics ensemble is, and nothing else.
-
-    Penalties, coefficients and anything of the policy stay out, so that every
-    variant of a sweep uses the same ensembles.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    dataset: DatasetSpec
-    settings: EnsembleSettings
-    seed: int
-
-    @property
-    def key(self) -> str:
-        return content_key(
-            {
-                "format": ENSEMBLE_FORMAT,
-                "dataset": self.dataset.content_hash,
-                "settings": self.settings.model_dump(mode="json"),
-                "seed": self.seed,
-            }
-        )

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from algorithms.dynamics.ensemble import DynamicsEnsemble
+from algorithms.dynamics.penalties import OWN_MEMBER_ONLY, PENALTIES
 from algorithms.dynamics.rollout import Rollout, rollout
 from algorithms.errors import UserError
-from algorithms.penalties import OWN_MEMBER_ONLY, PENALTIES
 from algorithms.sac import SAC, SACNetworks, State
 from algorithms.settings import MOPOSettings, OfflineSettings
 from algorithms.stack.cuda_graphs import Replayed

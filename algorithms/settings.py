@@ -21,8 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from algorithms.dynamics.penalties import PENALTIES
 from algorithms.errors import UserError, expected
-from algorithms.penalties import PENALTIES
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

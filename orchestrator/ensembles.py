@@ -13,8 +13,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
-from algorithms.dynamics.actor import ensemble_service, trainer_resources
-from algorithms.identity import EnsembleSpec
+from algorithms.dynamics.service import ensemble_service, trainer_resources
+from algorithms.dynamics.spec import EnsembleSpec
 from orchestrator.progress import StageProgress
 
 POLL_SECONDS = 1.0

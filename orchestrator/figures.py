@@ -24,9 +24,9 @@ from torch import Tensor
 
 from algorithms.data.catalog import DatasetSpec
 from algorithms.data.datasets import at_hand, load
+from algorithms.dynamics.penalties import PENALTIES, Prediction
+from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import PublishedEnsemble, stack_ensembles
-from algorithms.identity import EnsembleSpec
-from algorithms.penalties import PENALTIES, Prediction
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from algorithms.data.catalog import DatasetSpec
 from algorithms.data.datasets import at_hand, missing
-from algorithms.identity import EnsembleSpec
+from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.presets import PRESETS
 from orchestrator.results import ResultStore
 from orchestrator.sweep import Sweep, Trial

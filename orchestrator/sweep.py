@@ -25,8 +25,9 @@ from pydantic import (
 
 from algorithms import ALGORITHMS
 from algorithms.data.catalog import DEFAULT_SIZE, FILE_PREFIX, DatasetSpec, resolve
+from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.errors import UserError, expected
-from algorithms.identity import EnsembleSpec, content_key, ensemble_seed
+from algorithms.identity import content_key, ensemble_seed
 from algorithms.presets import PRESETS, preset_settings
 from algorithms.settings import EnsembleSettings, OfflineSettings
 from orchestrator.sentences import model_sentence, refuse_duplicates, unknown_key

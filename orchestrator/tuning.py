@@ -25,10 +25,11 @@ from rich.console import Console
 
 from algorithms import ALGORITHMS
 from algorithms.data.datasets import load
-from algorithms.dynamics.actor import NAMESPACE
+from algorithms.dynamics.service import NAMESPACE
+from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import read_ensemble
 from algorithms.errors import UserError
-from algorithms.identity import EnsembleSpec, content_key
+from algorithms.identity import content_key
 from orchestrator import ensembles, report
 from orchestrator.callbacks import (
     DivergenceCallback,

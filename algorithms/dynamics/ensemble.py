@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algorithms.penalties import Prediction
+from algorithms.dynamics.penalties import Prediction
 from algorithms.settings import EnsembleSettings
 from algorithms.stack.mlp import StackedMLP, truncated_normal
 

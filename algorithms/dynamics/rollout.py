@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from algorithms.dynamics.ensemble import DynamicsEnsemble, sample_member
-from algorithms.penalties import Prediction
+from algorithms.dynamics.penalties import Prediction
 from algorithms.sac import TanhGaussian
 from algorithms.stack.compilation import Run, run_eagerly
 from algorithms.stack.randomness import randint, randn, randperm

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from algorithms.dynamics.ensemble import DynamicsEnsemble
-from algorithms.identity import EnsembleSpec, code_version
+from algorithms.dynamics.spec import EnsembleSpec
+from algorithms.identity import code_version
 from algorithms.settings import EnsembleSettings
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "ensemble.json"

@@ -15,7 +15,7 @@ from algorithms.dynamics.ensemble import (
     ensemble_gradients,
     holdout_mse,
 )
-from algorithms.penalties import PENALTIES, Prediction
+from algorithms.dynamics.penalties import PENALTIES, Prediction
 from algorithms.sac import step_along
 from algorithms.settings import EnsembleSettings
 from algorithms.stack.compilation import Run, run_eagerly

@@ -13,9 +13,10 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from algorithms.data.catalog import DatasetSpec, resolve
+from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.environments.table import make_env
 from algorithms.errors import UserError, expected
-from algorithms.identity import DYNAMICS_SEEDS, EnsembleSpec, ensemble_seed
+from algorithms.identity import DYNAMICS_SEEDS, ensemble_seed
 from algorithms.rllib.learner import OfflineLearner
 from algorithms.rllib.module import StackedSACModule
 from algorithms.sac import SAC

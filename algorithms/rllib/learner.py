@@ -19,7 +19,7 @@ from algorithms.checkpoint import (
     encode,
 )
 from algorithms.data.datasets import load
-from algorithms.dynamics.actor import obtain_ensembles
+from algorithms.dynamics.service import obtain_ensembles
 from algorithms.dynamics.store import stack_ensembles
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.offline import OfflineTraining

@@ -7,7 +7,7 @@ import torch
 from small_tasks import predict_the_action
 
 from algorithms import offline
-from algorithms.penalties import OWN_MEMBER_ONLY, PENALTIES
+from algorithms.dynamics.penalties import OWN_MEMBER_ONLY, PENALTIES
 
 
 def as_set(rows):

@@ -9,11 +9,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from algorithms.data import catalog, hdf5
-from algorithms.dynamics.actor import train_ensemble
+from algorithms.dynamics.service import train_ensemble
+from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import read_ensemble
 from algorithms.dynamics.training import EnsembleTraining
 from algorithms.errors import UserError
-from algorithms.identity import EnsembleSpec
 from algorithms.offline import select_seeds
 from algorithms.settings import EnsembleSettings
 from algorithms.stack.randomness import set_generator_states

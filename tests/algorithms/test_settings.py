@@ -3,9 +3,9 @@
 import pytest
 
 from algorithms import ALGORITHMS
+from algorithms.dynamics.penalties import PENALTIES
 from algorithms.errors import UserError
 from algorithms.offline import penalty_coefficients
-from algorithms.penalties import PENALTIES
 from algorithms.settings import COMBOSettings, MOPOSettings, OfflineSettings, validated
 
 

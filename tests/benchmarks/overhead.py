@@ -32,7 +32,7 @@ from ours import fill_buffer, offline_training, runs
 from rich.console import Console
 
 from algorithms.checkpoint import encode
-from algorithms.dynamics.actor import train_ensemble
+from algorithms.dynamics.service import train_ensemble
 from algorithms.mopo import MOPOConfig
 from orchestrator import tuning
 from orchestrator.settings import Settings

@@ -11,8 +11,8 @@ from torch import Tensor
 from algorithms import ALGORITHMS
 from algorithms.conservative_sac import ConservativeSAC
 from algorithms.dynamics.ensemble import DynamicsEnsemble
+from algorithms.dynamics.penalties import Prediction
 from algorithms.offline import NETWORK_STREAM, OfflineTraining
-from algorithms.penalties import Prediction
 from algorithms.sac import SAC, RewardScale, SACNetworks
 from algorithms.settings import COMBOSettings, EnsembleSettings, OfflineSettings
 from algorithms.stack.randomness import seed_generators

@@ -7,14 +7,14 @@ import pytest
 import ray
 import torch
 
-from algorithms.dynamics.actor import (
+from algorithms.dynamics.service import (
     ensemble_service,
     obtain_ensembles,
     train_ensemble,
     trainer_resources,
 )
+from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import read_ensemble
-from algorithms.identity import EnsembleSpec
 from algorithms.settings import EnsembleSettings, MOPOSettings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -11,9 +11,9 @@ import torch
 
 from algorithms.data.catalog import resolve
 from algorithms.dynamics.ensemble import DynamicsEnsemble
+from algorithms.dynamics.penalties import PENALTIES, Prediction
+from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import publish_ensemble, read_ensemble
-from algorithms.identity import EnsembleSpec
-from algorithms.penalties import PENALTIES, Prediction
 from algorithms.settings import EnsembleSettings
 from orchestrator import figures, tuning
 from orchestrator.figures import (

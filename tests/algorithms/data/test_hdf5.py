@@ -10,9 +10,9 @@ import pytest
 from algorithms.data import hdf5
 from algorithms.data.catalog import resolve
 from algorithms.data.datasets import load, missing
+from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
-from algorithms.identity import EnsembleSpec
 from algorithms.settings import EnsembleSettings
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"

@@ -5,8 +5,8 @@ import torch
 
 from algorithms.dynamics import rollout as rollout_module
 from algorithms.dynamics.ensemble import DynamicsEnsemble
+from algorithms.dynamics.penalties import OWN_MEMBER_ONLY, PENALTIES, Prediction
 from algorithms.dynamics.rollout import model_return, rollout
-from algorithms.penalties import OWN_MEMBER_ONLY, PENALTIES, Prediction
 from algorithms.sac import TanhGaussian
 from algorithms.settings import EnsembleSettings
 from algorithms.stack.randomness import randn, seed_generators

@@ -24,6 +24,7 @@ import torch
 
 from algorithms.data.datasets import load
 from algorithms.dynamics.ensemble import DynamicsEnsemble
+from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import (
     PublishedEnsemble,
     ensemble_folder,
@@ -33,7 +34,7 @@ from algorithms.dynamics.store import (
 )
 from algorithms.dynamics.training import EnsembleTraining
 from algorithms.errors import UserError
-from algorithms.identity import EnsembleSpec, code_hash
+from algorithms.identity import code_hash
 from algorithms.stack.compilation import can_compile, run_compiled, run_eagerly
 from algorithms.stack.transitions import Transition
 

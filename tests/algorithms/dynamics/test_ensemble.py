@@ -14,8 +14,8 @@ from algorithms.dynamics.ensemble import (
     holdout_mse,
     sample_member,
 )
+from algorithms.dynamics.penalties import PENALTIES, Prediction
 from algorithms.dynamics.training import EnsembleTraining
-from algorithms.penalties import PENALTIES, Prediction
 from algorithms.settings import EnsembleSettings
 from algorithms.stack.transitions import Transition
 

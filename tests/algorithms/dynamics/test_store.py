@@ -7,15 +7,15 @@ import ray
 import torch
 
 from algorithms.data.catalog import DatasetSpec
-from algorithms.dynamics.actor import obtain_ensembles
 from algorithms.dynamics.ensemble import DynamicsEnsemble
+from algorithms.dynamics.service import obtain_ensembles
+from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import (
     ensemble_folder,
     publish_ensemble,
     read_ensemble,
     stack_ensembles,
 )
-from algorithms.identity import EnsembleSpec
 from algorithms.settings import EnsembleSettings
 
 SETTINGS = EnsembleSettings(

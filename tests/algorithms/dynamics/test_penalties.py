@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithms.penalties import PENALTIES, Prediction
+from algorithms.dynamics.penalties import PENALTIES, Prediction
 
 
 def norm(x):
