@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from algorithms.dynamics.ensemble import DynamicsEnsemble
-from algorithms.dynamics.penalties import OWN_MEMBER_ONLY, PENALTIES
+from algorithms.dynamics.penalties import PENALTIES
 from algorithms.dynamics.rollout import Rollout, rollout
 from algorithms.errors import UserError
 from algorithms.sac import SAC, SACNetworks, State
@@ -220,10 +220,10 @@ class OfflineTraining:
                 self.data_NW[start, : self.networks.obs_dim],
                 self.generators,
                 length=settings.rollout_length,
-                penalty=PENALTIES[self.penalty],
+                penalty=PENALTIES[self.penalty].formula,
                 penalty_coef_S=self.penalty_coef_S,
                 termination_fn=self.termination_fn,
-                own_member_only=self.penalty in OWN_MEMBER_ONLY,
+                own_member_only=PENALTIES[self.penalty].own_member_only,
                 quantiles=PENALTY_QUANTILES,
                 run=self.agent.run,
             )

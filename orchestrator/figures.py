@@ -41,18 +41,11 @@ ROWS = {
 }
 INK, PALE = "#20242b", "#8b929c"
 ELITE, OTHER = "#31688e", "#a9b0ba"
-# What is drawn of a penalty has the colour of its number.
-COLOURS = {
-    "max_std": "#d1495b",
-    "max_pairwise_distance": "#e08e00",
-    "max_center_distance": "#2a9d5c",
-    "member_std": "#7b3fa0",
-}
 OWN_RING: dict[str, Any] = {
     "marker": "o",
     "markersize": 13,
     "markerfacecolor": "none",
-    "markeredgecolor": COLOURS["member_std"],
+    "markeredgecolor": PENALTIES["member_std"].colour,
     "markeredgewidth": 1.8,
     "linestyle": "none",
 }
@@ -227,7 +220,7 @@ def _draw_stds(axes: Axes, seen: View) -> None:
         elite, widest = member in seen.elites, member == seen.widest
         ellipse = std_ellipse(point, covariance)
         ellipse.set_gid("max_std" if widest else "std")
-        ellipse.set_edgecolor(COLOURS["max_std"] if widest else ELITE if elite else OTHER)
+        ellipse.set_edgecolor(PENALTIES["max_std"].colour if widest else ELITE if elite else OTHER)
         ellipse.set_linestyle("-" if elite else "--")
         ellipse.set_linewidth(3.0 if widest else 1.2)
         axes.add_patch(ellipse)
@@ -240,8 +233,12 @@ def _draw_means(axes: Axes, seen: View) -> None:
         ("max_pairwise_distance", pair, 4.5),
         ("max_center_distance", np.stack([np.zeros(2), farthest]), 2.0),
     ):
-        axes.plot(*ends.T, color=COLOURS[gid], linewidth=width, solid_capstyle="round", gid=gid)
-    axes.plot(0.0, 0.0, "P", color=COLOURS["max_center_distance"], markersize=9, gid="center")
+        axes.plot(
+            *ends.T, color=PENALTIES[gid].colour, linewidth=width, solid_capstyle="round", gid=gid
+        )
+    axes.plot(
+        0.0, 0.0, "P", color=PENALTIES["max_center_distance"].colour, markersize=9, gid="center"
+    )
     for member, point in enumerate(seen.points_E2):
         colour = ELITE if member in seen.elites else OTHER
         axes.plot(*point, "o", color=colour, markeredgecolor="white", markersize=7, gid="mean")
@@ -265,7 +262,7 @@ def _frame(axes: Axes, low: np.ndarray, high: np.ndarray, margin: float) -> None
 def _write_penalties(figure: Figure, prediction: Prediction, left: float, top: float) -> None:
     for k, (name, penalty) in enumerate(PENALTIES.items()):
         value = penalty(prediction).item()
-        style: dict[str, Any] = {"fontsize": 10, "color": COLOURS.get(name, INK), "va": "center"}
+        style: dict[str, Any] = {"fontsize": 10, "color": penalty.colour or INK, "va": "center"}
         figure.text(left, top - 0.0212 * k, name, **style)
         number = figure.text(left + 0.142, top - 0.0212 * k, f"{value:.3f}", ha="right", **style)
         number.set_gid(name)
@@ -280,10 +277,10 @@ def _write_legend(figure: Figure) -> None:
         handles=[
             line(ELITE, "an elite: mean and one std", **dot),
             line(OTHER, "another member", linestyle="--", **dot),
-            line(COLOURS["max_std"], "max_std: of the largest ||std||", linewidth=3),
-            line(COLOURS["max_pairwise_distance"], "max_pairwise_distance", linewidth=4.5),
+            line(PENALTIES["max_std"].colour, "max_std: of the largest ||std||", linewidth=3),
+            line(PENALTIES["max_pairwise_distance"].colour, "max_pairwise_distance", linewidth=4.5),
             line(
-                COLOURS["max_center_distance"],
+                PENALTIES["max_center_distance"].colour,
                 "max_center_distance, + the centre",
                 marker="P",
                 linewidth=2.0,

@@ -181,7 +181,8 @@ class EnsembleTraining:
         """The ensembles with every member's best weights and the elites, and metrics per seed.
 
         `penalty_mean` holds each penalty's mean over the holdout with the stored
-        actions: their scales differ, and so what one coefficient means to each.
+        actions: their scales differ, and so what one coefficient means to each. A plugin's
+        penalty is not among them: its source may change while the ensemble stays.
         """
         for parameter, best in zip(self.ensemble.parameters(), self.best, strict=True):
             parameter.copy_(best)
@@ -194,7 +195,7 @@ class EnsembleTraining:
         turn = torch.arange(targets.shape[1], device=targets.device) % elites_SK.shape[1]
         std = (0.5 * gaussian.log_var_SEBD).exp()
         prediction = Prediction(gaussian.mean_SEBD, std, elites_SK[:, turn])
-        penalties = {name: f(prediction).mean(dim=-1) for name, f in PENALTIES.items()}
+        penalties = {name: PENALTIES[name](prediction).mean(dim=-1) for name in PENALTIES.built_in}
         metrics = [
             {
                 "epochs": self.epoch,

@@ -6,8 +6,7 @@ import pytest
 import torch
 from small_tasks import predict_the_action
 
-from algorithms import offline
-from algorithms.dynamics.penalties import OWN_MEMBER_ONLY, PENALTIES
+from algorithms.dynamics.penalties import PENALTIES
 
 
 def as_set(rows):
@@ -68,7 +67,7 @@ def test_an_epoch_counts_once_and_trains_without_real_rows_too(offline_training)
     assert all(value.shape == (2,) for value in statistics.values())
 
 
-@pytest.mark.parametrize("penalty", sorted(OWN_MEMBER_ONLY))
+@pytest.mark.parametrize("penalty", [n for n, row in PENALTIES.items() if row.own_member_only])
 def test_an_epoch_on_the_rows_own_members_is_that_on_all_members(
     offline_training, monkeypatch, penalty
 ):
@@ -79,7 +78,8 @@ def test_an_epoch_on_the_rows_own_members_is_that_on_all_members(
         return training.train_epoch(), training
 
     statistics, own = first_epoch()
-    monkeypatch.setattr(offline, "OWN_MEMBER_ONLY", frozenset())
+    seen_by_all = PENALTIES[penalty]._replace(own_member_only=False)
+    monkeypatch.setitem(PENALTIES, penalty, seen_by_all)
     expected, everyone = first_epoch()
     assert torch.equal(own.buffer.size_S, everyone.buffer.size_S)
     assert (own.buffer.size_S < 60).all()  # some rollouts ended early

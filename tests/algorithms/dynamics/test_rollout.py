@@ -5,7 +5,7 @@ import torch
 
 from algorithms.dynamics import rollout as rollout_module
 from algorithms.dynamics.ensemble import DynamicsEnsemble
-from algorithms.dynamics.penalties import OWN_MEMBER_ONLY, PENALTIES, Prediction
+from algorithms.dynamics.penalties import PENALTIES, Prediction
 from algorithms.dynamics.rollout import model_return, rollout
 from algorithms.sac import TanhGaussian
 from algorithms.settings import EnsembleSettings
@@ -209,6 +209,8 @@ def test_outcomes_scatter_with_the_std_of_the_rows_own_member():
 
 # --- only the member that produced the row
 
+OWN_MEMBER_ONLY = sorted(name for name, row in PENALTIES.items() if row.own_member_only)
+
 
 def one_member_penalty(p):
     """Of any prediction: something of the row's own member, its mean included."""
@@ -217,7 +219,7 @@ def one_member_penalty(p):
 
 
 @pytest.mark.parametrize("chunk", [3, 1000])
-@pytest.mark.parametrize("penalty", [*sorted(OWN_MEMBER_ONLY), "mine"])
+@pytest.mark.parametrize("penalty", [*OWN_MEMBER_ONLY, "mine"])
 def test_leaving_the_other_members_out_changes_nothing(monkeypatch, penalty, chunk):
     function = one_member_penalty if penalty == "mine" else PENALTIES[penalty]
     ensemble = DynamicsEnsemble(OBS, ACTION, SETTINGS, seed_generators(3, (0, 1)))
@@ -250,7 +252,7 @@ def test_penalties_said_to_see_their_own_member_alone_are_those_that_do(name):
     everyone = PENALTIES[name](Prediction(mean, std, member))
     index = member[:, None, :, None].expand(-1, 1, -1, 3)
     alone = Prediction(mean.gather(1, index), std.gather(1, index), torch.zeros_like(member))
-    assert torch.allclose(PENALTIES[name](alone), everyone) == (name in OWN_MEMBER_ONLY)
+    assert torch.allclose(PENALTIES[name](alone), everyone) == PENALTIES[name].own_member_only
 
 
 def test_every_elite_produces_the_same_share_of_every_step():
