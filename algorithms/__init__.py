@@ -1,40 +1,22 @@
-"""MOPO, COMBO, and what they are made of. `ALGORITHMS` is the only registry of algorithms."""
+"""MOPO, COMBO, and what they are made of. `ALGORITHMS` has one row for each algorithm."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from algorithms.algorithm import Algorithm
+from algorithms.combo import settings as combo
+from algorithms.mopo import settings as mopo
+from algorithms.registry import Registry
 
-from algorithms.settings import COMBOSettings, MOPOSettings, OfflineSettings
+ALGORITHMS: Registry[Algorithm] = Registry("algorithm")
 
-if TYPE_CHECKING:
-    from algorithms.rllib import OfflineConfig
+MOPO = Algorithm("mopo", mopo.MOPOSettings, "algorithms.mopo.agent:MOPO", presets=mopo.PRESETS)
+COMBO = Algorithm(
+    "combo", combo.COMBOSettings, "algorithms.combo.agent:COMBO", presets=combo.PRESETS
+)
 
-
-class AlgorithmEntry(NamedTuple):
-    """An algorithm by name, importable without importing Ray or torch."""
-
-    base: str  # whose code it is: with the same settings, it is the same training
-    settings: type[OfflineSettings]
-    config: str  # 'module:class'
-    # Settings that make the algorithm what it is; a sweep may not change them.
-    fixed: Mapping[str, Any] = {}
-
-    def config_class(self) -> type[OfflineConfig]:
-        """The RLlib config class; importing it imports Ray and torch."""
-        module, name = self.config.split(":")
-        return getattr(import_module(module), name)
-
-
-_MOPO = ("mopo", MOPOSettings, "algorithms.mopo:MOPOConfig")
-_COMBO = ("combo", COMBOSettings, "algorithms.combo:COMBOConfig")
-
-ALGORITHMS: dict[str, AlgorithmEntry] = {
-    "mopo": AlgorithmEntry(*_MOPO),
-    "combo": AlgorithmEntry(*_COMBO),
-    # What is left of them without a penalty, or without a model.
-    "mbpo": AlgorithmEntry(*_MOPO, {"penalty": "none"}),
-    "sac": AlgorithmEntry(*_MOPO, {"penalty": "none", "real_ratio": 1.0}),
-    "cql": AlgorithmEntry(*_COMBO, {"real_ratio": 1.0}),
-}
+ALGORITHMS.add("mopo", MOPO)
+ALGORITHMS.add("combo", COMBO)
+# What is left of them without a penalty, or without a model.
+ALGORITHMS.add("mbpo", MOPO._replace(pinned={"penalty": "none"}))
+ALGORITHMS.add("sac", MOPO._replace(pinned={"penalty": "none", "real_ratio": 1.0}, presets=None))
+ALGORITHMS.add("cql", COMBO._replace(pinned={"real_ratio": 1.0}))

@@ -23,7 +23,8 @@ from torch import Tensor
 from algorithms.environments.episodes import Evaluator
 from algorithms.environments.table import make_env, normalized_score
 from algorithms.errors import UserError
-from algorithms.sac import SACNetworks, SACOptimizers, StepNoise, gradient_step
+from algorithms.sac.agent import SACOptimizers, StepNoise, gradient_step
+from algorithms.sac.networks import SACNetworks
 from algorithms.settings import SACSettings
 from algorithms.stack.randomness import stream_seed
 from algorithms.stack.transitions import RingBuffer, Transition, unpack

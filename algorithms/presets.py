@@ -2,7 +2,7 @@
 
 Coefficients are tuned together with a version of the data and with the learning
 rates, so a preset is taken as a whole and never mixed with another one. It does
-not set `epochs`.
+not set `epochs`. The values of each task lie with the algorithm that they are of.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LEVELS = ("medium", "medium-replay", "medium-expert")
 Table = Mapping[str, Mapping[str, Any]]  # task -> settings
 
 
-def _table(keys: Sequence[str], **rows: Sequence[Sequence[Any]]) -> Table:
+def by_task(keys: Sequence[str], **rows: Sequence[Sequence[Any]]) -> Table:
     """An environment a row, a level a column."""
     return {
         f"{environment}-{level}": dict(zip(keys, values, strict=True))
@@ -27,57 +27,32 @@ def _table(keys: Sequence[str], **rows: Sequence[Sequence[Any]]) -> Table:
 
 
 class Preset(NamedTuple):
-    """Where the values come from, those of every task, and those of each task by algorithm."""
+    """Where the values come from, and those that are the same for every task."""
 
     source: str
     everywhere: Mapping[str, Any]
-    tables: Mapping[str, Table]
 
 
-# fmt: off
 PRESETS: dict[str, Preset] = {
     "offlinerlkit_v2": Preset(
         source="OfflineRL-Kit, run_example/run_mopo.py and run_combo.py, for D4RL v2",
         everywhere={
-            "actor_lr": 1e-4, "critic_lr": 3e-4, "alpha_lr": 1e-4, "actor_lr_schedule": "cosine",
-        },
-        tables={
-            "mopo": _table(
-                ("penalty_coef", "rollout_length"),
-                #             medium    replay    expert
-                hopper=      [(5.0, 5), (2.5, 5), (5.0, 5)],
-                walker2d=    [(0.5, 5), (2.5, 1), (2.5, 1)],
-                halfcheetah= [(0.5, 5), (0.5, 5), (2.5, 5)],
-            ),
-            # Its weight multiplies against a mean squared error without COMBO's 1/2: beta is half.
-            "combo": _table(
-                ("beta", "rollout_length"),
-                hopper=      [(2.5, 5), (0.25, 5), (2.5, 5)],
-                walker2d=    [(2.5, 1), (0.25, 1), (2.5, 1)],
-                halfcheetah= [(0.25, 5), (0.25, 5), (2.5, 5)],
-            ),
+            "actor_lr": 1e-4,
+            "critic_lr": 3e-4,
+            "alpha_lr": 1e-4,
+            "actor_lr_schedule": "cosine",
         },
     ),
     "mopo_v0": Preset(
         source="MOPO (Yu et al. 2020, arXiv 2005.13239), appendix, for D4RL v0",
         everywhere={
-            "actor_lr": 3e-4, "critic_lr": 3e-4, "alpha_lr": 3e-4, "actor_lr_schedule": "constant",
-        },
-        tables={
-            "mopo": _table(
-                ("penalty_coef", "rollout_length"),
-                hopper=      [(5.0, 5), (1.0, 5), (1.0, 5)],
-                walker2d=    [(5.0, 5), (1.0, 1), (2.0, 1)],
-                halfcheetah= [(1.0, 1), (1.0, 5), (5.0, 5)],
-            ),
+            "actor_lr": 3e-4,
+            "critic_lr": 3e-4,
+            "alpha_lr": 3e-4,
+            "actor_lr_schedule": "constant",
         },
     ),
 }
-# fmt: on
-
-# Without a penalty or a model, what was tuned with them is the best guess; SAC has neither
-# a penalty nor rollouts, so no task's row applies to it.
-ROWS_OF = {"mopo": "mopo", "mbpo": "mopo", "combo": "combo", "cql": "combo"}
 
 
 def preset_settings(preset: str, algorithm: str, task: str | None) -> dict[str, Any]:
@@ -91,16 +66,17 @@ def preset_settings(preset: str, algorithm: str, task: str | None) -> dict[str, 
     Raises:
         UserError: the preset has no values for the algorithm or for the task.
     """
-    values = PRESETS[preset]
-    if algorithm not in ROWS_OF:
-        return dict(values.everywhere)
-    if ROWS_OF[algorithm] not in values.tables:
-        having = [name for name, p in PRESETS.items() if ROWS_OF[algorithm] in p.tables]
+    from algorithms import ALGORITHMS  # whose rows hold tables that are made with this module
+
+    everywhere, tables = PRESETS[preset].everywhere, ALGORITHMS[algorithm].presets
+    if tables is None:
+        return dict(everywhere)
+    if preset not in tables:
         raise UserError(
-            f"preset {preset} has no values for {algorithm}: use preset {' or '.join(having)}, "
-            "or none"
+            f"preset {preset} has no values for {algorithm}: "
+            f"use preset {' or '.join([*tables, 'none'])}"
         )
-    table = values.tables[ROWS_OF[algorithm]]
+    table = tables[preset]
     if task is None:
         raise UserError(
             f"preset {preset} needs to know the D4RL task that the data is of: "
@@ -108,4 +84,4 @@ def preset_settings(preset: str, algorithm: str, task: str | None) -> dict[str, 
         )
     if task not in table:
         raise UserError(f"preset {preset} has no values for it: {expected('task', task, table)}")
-    return {**table[task], **values.everywhere}
+    return {**table[task], **everywhere}

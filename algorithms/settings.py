@@ -17,11 +17,9 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
-from algorithms.dynamics.penalties import PENALTIES
 from algorithms.errors import UserError, expected
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -29,10 +27,6 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
-
-# The keys of `conservatism.PRIORS` and `conservatism.IMPORTANCE`, which need torch.
-Prior = Literal["uniform", "previous_policy"]
-Importance = Literal["own_density", "balanced"]
 
 Part = TypeVar("Part", bound="Settings")
 
@@ -136,107 +130,6 @@ class OfflineSettings(SACSettings, EnsembleSettings):
             raise ValueError(
                 f"evaluation_interval {self.evaluation_interval} does not divide epochs "
                 f"{self.epochs}: the last epoch must be evaluated"
-            )
-        return self
-
-
-class MOPOSettings(OfflineSettings):
-    """MOPO (Yu et al. 2020, arXiv 2005.13239)."""
-
-    penalty: str = "max_std"
-    penalty_coef: NonNegative = 2.5
-    # matched: the coefficient is multiplied by mean(max_std) / mean(penalty) over the ensemble's
-    # holdout, so that it means to every penalty what it means to `max_std`.
-    penalty_coef_mode: Literal["raw", "matched"] = "raw"
-
-    @property
-    def without_effect(self) -> frozenset[str]:
-        unused = {"penalty", "penalty_coef"} if not self.uses_model else set[str]()
-        # `max_std` is matched to itself.
-        if not self.uses_model or self.penalty in ("none", "max_std"):
-            unused.add("penalty_coef_mode")
-        return super().without_effect | unused
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_penalty_has_no_coefficient(cls, values: Any) -> Any:
-        # A grid over both would train the same thing once for each coefficient.
-        if isinstance(values, Mapping) and values.get("penalty") == "none":
-            return {**values, "penalty_coef": 0.0}
-        return values
-
-    @field_validator("penalty")
-    @classmethod
-    def _known_penalty(cls, value: str) -> str:
-        if value not in PENALTIES:
-            raise ValueError(expected("penalty", value, PENALTIES))
-        return value
-
-
-class COMBOSettings(OfflineSettings):
-    """COMBO (Yu et al. 2021, arXiv 2102.08363); defaults of OfflineRL-Kit, where not said."""
-
-    hidden: Widths = Field(default=(256, 256, 256), strict=False)
-    real_ratio: Fraction = 0.5
-    beta: Positive | Literal["learned"] = 2.5
-    prior: Prior = "uniform"
-    importance: Importance = "own_density"
-    rho_states: Literal["mix", "model"] = "mix"
-    maximize_dataset_q: bool = True
-    num_action_samples: Count = 10  # of each proposal
-    temperature: Positive = 1.0
-    backup: Literal["deterministic", "soft"] = "deterministic"
-    # The learned beta alone; `ConservativeSAC` says what it is. All but the learning rate and the
-    # warm-up are in units that scale with the rewards: the data's root mean square reward for
-    # beta, the spread of the data's advantages for the threshold, which is negative because
-    # sampled actions shall look worse than the data's.
-    beta_init: Positive = 1.0
-    beta_lr: Positive = 3e-5
-    beta_warmup_steps: Annotated[int, Field(ge=0)] = 20_000
-    beta_min: Positive = 0.01
-    beta_max: Positive = 20.0
-    beta_threshold: Annotated[float, Field(allow_inf_nan=False)] = -0.5
-
-    @property
-    def learns_beta(self) -> bool:
-        return self.beta == "learned"
-
-    @property
-    def without_effect(self) -> frozenset[str]:
-        unused = set()
-        if not self.learns_beta:
-            unused = {name for name in COMBOSettings.model_fields if name.startswith("beta_")}
-        if self.prior == "previous_policy":
-            unused.add("importance")
-        return super().without_effect | unused
-
-    @field_validator("beta", mode="before")
-    @classmethod
-    def _number_or_learned(cls, value: object) -> object:
-        if isinstance(value, str) and value != "learned":
-            raise ValueError(f"must be a number above 0, or learned, got {value!r}")
-        return value
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.real_rows == 0:
-            raise ValueError(
-                f"real_ratio {self.real_ratio} leaves no real rows in a batch, whose Q COMBO "
-                "compares with the model's: give a larger real_ratio"
-            )
-        if self.learns_beta and not self.maximize_dataset_q:
-            raise ValueError(
-                "beta: learned needs maximize_dataset_q: true, because without the data's Q "
-                "there is no gap to control: give beta a number"
-            )
-        if self.rho_states == "model" and not self.uses_model:
-            raise ValueError(
-                "rho_states: model needs model rows, but real_ratio 1 leaves none: use mix"
-            )
-        if not self.beta_min <= self.beta_init <= self.beta_max:
-            raise ValueError(
-                f"beta_init {self.beta_init} must lie between beta_min {self.beta_min} "
-                f"and beta_max {self.beta_max}"
             )
         return self
 

@@ -28,8 +28,8 @@ def export_policy(
     """
     result = _find(ResultStore(storage).all(), trial, seed)
     # torch takes seconds to import: a mistake is told before.
-    from algorithms import policy as policies
-    from algorithms.checkpoint import read_training_state
+    from algorithms.sac.agent import policy as policies
+    from algorithms.training.checkpoint import read_training_state
 
     if result.status == "diverged":
         raise UserError(f"{trial} seed {seed} diverged: there is no policy to export")

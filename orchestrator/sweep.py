@@ -156,7 +156,7 @@ class Sweep(BaseModel):
         variants = self.expanded()
         if ALGORITHM in self.fixed:
             raise UserError("fixed.algorithm: belongs at the top level, in grid or in a variant")
-        known = {key for variant in variants for key in variant.entry.settings.model_fields}
+        known = {key for variant in variants for key in variant.row.settings.model_fields}
         for key in self.fixed:
             if key not in known:
                 raise UserError(f"fixed.{key}: {unknown_key(key, sorted(known))}")

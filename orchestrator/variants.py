@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from algorithms import ALGORITHMS, AlgorithmEntry
+from algorithms import ALGORITHMS
+from algorithms.algorithm import Algorithm
 from algorithms.errors import UserError, expected
 from algorithms.identity import content_key
 from algorithms.settings import OfflineSettings
@@ -38,7 +39,7 @@ class Variant:
         return "grid" if self.name is None else f"variants.{self.name}"
 
     @property
-    def entry(self) -> AlgorithmEntry:
+    def row(self) -> Algorithm:
         return ALGORITHMS[self.algorithm]
 
     @property
@@ -51,7 +52,7 @@ class Variant:
         Raises:
             UserError: it does not.
         """
-        known = self.entry.settings.model_fields
+        known = self.row.settings.model_fields
         for key in self.chosen_settings:
             if key not in known:
                 allowed = [ALGORITHM, *sorted(known)]
@@ -59,12 +60,12 @@ class Variant:
                     f"{self.section}.{key}: {unknown_key(key, allowed, self.algorithm)}"
                 )
         for section, values in (("fixed", fixed), (self.section, self.chosen_settings)):
-            for key, needed in self.entry.fixed.items():
+            for key, needed in self.row.pinned.items():
                 if key in values and values[key] != needed:
                     raise UserError(
-                        f"{section}.{key}: {self.algorithm} is {self.entry.base} with "
+                        f"{section}.{key}: {self.algorithm} is {self.row.base} with "
                         f"{key}: {_text(needed)}, got {values[key]!r}: leave it out, or give it "
-                        f"to variants of {self.entry.base} alone"
+                        f"to variants of {self.row.base} alone"
                     )
 
     def settings(self, fixed: Mapping[str, Any], preset: Mapping[str, Any]) -> OfflineSettings:
@@ -77,11 +78,11 @@ class Variant:
         Raises:
             UserError: a value is of the wrong type, out of bounds, or does not go with another.
         """
-        kind = self.entry.settings
+        kind = self.row.settings
         fixed = {key: value for key, value in fixed.items() if key in kind.model_fields}
         chosen = self.chosen_settings
         try:
-            return kind(**{**preset, **self.entry.fixed, **fixed, **chosen})
+            return kind(**{**preset, **self.row.pinned, **fixed, **chosen})
         except ValidationError as error:
             given = {self.section: chosen, "fixed": fixed}
             raise UserError(settings_sentence(error, given)) from None

@@ -28,7 +28,7 @@ from algorithms.environments.episodes import Evaluator
 from algorithms.environments.table import ENVIRONMENTS, normalized_score
 from algorithms.errors import UserError
 from algorithms.online import OnlineSettings, train_online
-from algorithms.sac import SACNetworks
+from algorithms.sac.networks import SACNetworks
 from algorithms.settings import SACSettings
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from algorithms.data.bundled import BUNDLED_STREAM, Shard
 from algorithms.data.hdf5 import OfflineDataset
 from algorithms.environments.table import ENVIRONMENTS, make_env
-from algorithms.sac import SACNetworks
+from algorithms.sac.networks import SACNetworks
 from algorithms.settings import SACSettings
 from algorithms.stack.randomness import stream_seed
 

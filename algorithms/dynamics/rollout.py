@@ -13,8 +13,8 @@ from torch import Tensor
 
 from algorithms.dynamics.ensemble import DynamicsEnsemble, sample_member
 from algorithms.dynamics.penalties import Prediction
-from algorithms.sac import TanhGaussian
-from algorithms.stack.compilation import Run, run_eagerly
+from algorithms.stack.compilation import Call, call_eagerly
+from algorithms.stack.distributions import TanhGaussian
 from algorithms.stack.randomness import randint, randn, randperm
 from algorithms.stack.transitions import Transition, unpack
 
@@ -22,6 +22,7 @@ from algorithms.stack.transitions import Transition, unpack
 # on a GPU rows times members times seeds, whose activations take 90 MB a layer.
 CPU_CHUNK, GPU_CHUNK = 2048, 7 * 16_384
 QUANTILE_SAMPLE = 10_000
+PENALTY_QUANTILES = (0.5, 0.9, 0.99)
 ALIVE_CHECK_EVERY = 50  # steps: each check waits for the device
 
 
@@ -51,7 +52,7 @@ def rollout(
     termination_fn: Callable[[Tensor], Tensor],
     own_member_only: bool = False,
     quantiles: Sequence[float] = (),
-    run: Run = run_eagerly,
+    call: Call = call_eagerly,
 ) -> Rollout:
     """`length` steps from every start state with the current stochastic policy.
 
@@ -70,7 +71,7 @@ def rollout(
         own_member_only: whether the penalty sees the row's own member alone. The others
             are then left out, and rows are grouped by member.
         quantiles: of the penalty, to be reported.
-        run: calls the arithmetic of a step, compiled or not.
+        call: calls the arithmetic of a step, compiled or not.
     """
     _, num_starts, obs_dim = start_SBO.shape
     rows_at_once = CPU_CHUNK
@@ -90,7 +91,7 @@ def rollout(
         order_SN = randperm(generators, num_starts)
         parts = split((obs, action_noise, model_noise), order_SN, ensemble.elites_SK, rows_at_once)
         stepped = [
-            run(_step, ensemble, policy, *part, penalty, penalty_coef_S, termination_fn)
+            call(_step, ensemble, policy, *part, penalty, penalty_coef_S, termination_fn)
             for part in parts
         ]
         row, reward, uncertainty = (torch.cat(x, dim=1) for x in zip(*stepped, strict=True))

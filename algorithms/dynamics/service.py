@@ -35,7 +35,7 @@ from algorithms.dynamics.store import (
 from algorithms.dynamics.training import EnsembleTraining
 from algorithms.errors import UserError
 from algorithms.identity import code_hash
-from algorithms.stack.compilation import can_compile, run_compiled, run_eagerly
+from algorithms.stack.compilation import call_compiled, call_eagerly, can_compile
 from algorithms.stack.transitions import Transition
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def train_ensemble(
         spec.settings,
         seeds=[spec.seed],
         device=device,
-        run=run_compiled if worth_it and can_compile(device) else run_eagerly,
+        call=call_compiled if worth_it and can_compile(device) else call_eagerly,
     )
     history: list[dict[str, float]] = []
     seconds = 0.0

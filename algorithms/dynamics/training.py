@@ -16,9 +16,9 @@ from algorithms.dynamics.ensemble import (
     holdout_mse,
 )
 from algorithms.dynamics.penalties import PENALTIES, Prediction
-from algorithms.sac import step_along
 from algorithms.settings import EnsembleSettings
-from algorithms.stack.compilation import Run, run_eagerly
+from algorithms.stack.compilation import Call, call_eagerly
+from algorithms.stack.optimizers import step_along
 from algorithms.stack.randomness import (
     generator_states,
     randint,
@@ -44,7 +44,7 @@ class EnsembleTraining:
         settings: architecture, optimizer and stopping.
         seeds: one ensemble is trained per seed.
         device: where data and networks live.
-        run: calls the arithmetic of a batch, compiled or not.
+        call: calls the arithmetic of a batch, compiled or not.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class EnsembleTraining:
         settings: EnsembleSettings,
         seeds: Sequence[int],
         device: torch.device | str = "cpu",
-        run: Run = run_eagerly,
+        call: Call = call_eagerly,
     ) -> None:
-        self.settings, self.seeds, self.run = settings, tuple(seeds), run
+        self.settings, self.seeds, self.call = settings, tuple(seeds), call
         data = data.to(device)
         self.inputs_NI = torch.cat([data.obs, data.action], dim=-1)
         self.targets_ND = torch.cat([data.next_obs - data.obs, data.reward[:, None]], dim=-1)
@@ -135,7 +135,7 @@ class EnsembleTraining:
         total_S = torch.zeros(len(self.seeds), device=rows_SEN.device)
         for b in range(num_batches):
             index_SEB = rows_SEN[:, :, b * batch_size : (b + 1) * batch_size]
-            gradients, loss_S = self.run(
+            gradients, loss_S = self.call(
                 ensemble_gradients,
                 self.ensemble,
                 self.inputs_NI[index_SEB],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import ray
 import torch
@@ -18,13 +18,14 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.result import DONE, SHOULD_CHECKPOINT, TRAINING_ITERATION
 from torch import Tensor
 
-from algorithms.checkpoint import read_training_state
 from algorithms.errors import UserError
-from algorithms.offline import OfflineTraining, select_seeds
-from algorithms.parallel_evaluation import ParallelEvaluation
-from algorithms.policy_evaluation import PolicyEvaluation, Scores
 from algorithms.rllib.config import OfflineConfig
 from algorithms.rllib.learner import OfflineLearner
+from algorithms.rllib.parallel_evaluation import ParallelEvaluation
+from algorithms.stack.state import select_seeds
+from algorithms.training.checkpoint import read_training_state
+from algorithms.training.evaluation import PolicyEvaluation, Scores
+from algorithms.training.loop import OfflineTraining
 
 
 class Epoch(NamedTuple):
@@ -45,6 +46,11 @@ class OfflineAlgorithm(Algorithm):
     """An RLlib Algorithm that learns from a fixed data set; `train()` gives one epoch's result."""
 
     config: OfflineConfig
+    algorithm: ClassVar[str | None] = None  # of a class that is of one algorithm
+
+    @classmethod
+    def get_default_config(cls) -> OfflineConfig:
+        return OfflineConfig(algo_class=cls)
 
     def setup(self, config: OfflineConfig) -> None:
         env_id = self.config.dataset.env_id  # a missing one is told before RLlib misses its spaces

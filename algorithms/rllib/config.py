@@ -5,13 +5,15 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from algorithms import ALGORITHMS
+from algorithms.algorithm import Algorithm as AlgorithmRow
 from algorithms.data.catalog import DatasetSpec, resolve
 from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.environments.table import make_env
@@ -19,7 +21,6 @@ from algorithms.errors import UserError, expected
 from algorithms.identity import DYNAMICS_SEEDS, ensemble_seed
 from algorithms.rllib.learner import OfflineLearner
 from algorithms.rllib.module import StackedSACModule
-from algorithms.sac import SAC
 from algorithms.settings import EnsembleSettings, OfflineSettings, SACSettings, validated
 from algorithms.stack.compilation import can_compile
 
@@ -35,7 +36,8 @@ class OfflineConfig(AlgorithmConfig):
     Everything of ours lives in one plain dictionary, `job`, so that a Tune search
     space, a checkpoint and a log carry it unchanged:
 
-        dataset     a `DatasetSpec` as a dict, or an id to be resolved
+        algorithm   a key of `ALGORITHMS`
+        dataset     a `DatasetSpec` as a dict
         settings    hyperparameters that differ from the defaults
         seeds       the numbers of the seeds that train together
         dynamics_seeds  per_seed or shared
@@ -44,8 +46,7 @@ class OfflineConfig(AlgorithmConfig):
         record      whatever the caller wants to find in `trial.config` again
     """
 
-    settings_class: type[OfflineSettings]
-    agent_class: type[SAC]
+    algorithm: ClassVar[str | None] = None  # of a class that is of one algorithm
 
     def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
         super().__init__(algo_class=algo_class)
@@ -57,6 +58,7 @@ class OfflineConfig(AlgorithmConfig):
         self.compile: bool | str = "auto"
         self.parallel_evaluation = False
         self.job: dict[str, Any] = {
+            "algorithm": self.algorithm or getattr(algo_class, "algorithm", None),
             "dataset": None,
             "settings": {},
             "seeds": [0],
@@ -110,9 +112,9 @@ class OfflineConfig(AlgorithmConfig):
         return self
 
     def training(self, **settings: Any) -> Self:
-        """Sets hyperparameters: the fields of `settings_class`, and no others."""
+        """Sets hyperparameters: the fields of the algorithm's settings, and no others."""
         merged = {**self.job["settings"], **settings}
-        validated(self.settings_class, merged)
+        self._validated(merged)
         self.job["settings"] = merged
         return self
 
@@ -121,16 +123,39 @@ class OfflineConfig(AlgorithmConfig):
 
         Hyperparameters may stand in it beside RLlib's own settings, as `training` takes them.
         """
-        ours = {"model", "optimizer", *self.settings_class.model_fields}
+        if "job" in config_dict:  # it says which algorithm's hyperparameters they are
+            self.job = deepcopy(config_dict["job"])  # it is the caller's
+            config_dict = {k: v for k, v in config_dict.items() if k != "job"}
+        ours = {"model", "optimizer", *self.row.settings.model_fields}
         # A whole config has RLlib's own values of these (`model`, `gamma`), which are no choice.
         chosen = {k: v for k, v in config_dict.items() if k in ours and v != getattr(self, k, None)}
         super().update_from_dict({k: v for k, v in config_dict.items() if k not in ours})
-        self.job = deepcopy(self.job)  # it is the caller's
         return self.training(**chosen)
 
     @property
+    def row(self) -> AlgorithmRow:
+        """Of the algorithm.
+
+        Raises:
+            UserError: none was chosen, or there is none of that name.
+        """
+        name = self.job["algorithm"]
+        if name not in ALGORITHMS:
+            raise UserError(expected("algorithm", name, ALGORITHMS))
+        return ALGORITHMS[name]
+
+    @property
     def settings(self) -> OfflineSettings:
-        return validated(self.settings_class, self.job["settings"])
+        return self._validated(self.job["settings"])
+
+    def _validated(self, settings: dict[str, Any]) -> OfflineSettings:
+        for key, needed in self.row.pinned.items():
+            if settings.get(key, needed) != needed:
+                raise UserError(
+                    f"{key}: {self.job['algorithm']} is {self.row.base} with {key} {needed}, "
+                    f"got {settings[key]!r}: leave it out"
+                )
+        return validated(self.row.settings, {**settings, **self.row.pinned})
 
     @property
     def dataset(self) -> DatasetSpec:

@@ -12,20 +12,16 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.checkpoints import Checkpointable
 from torch import Tensor
 
-from algorithms.checkpoint import (
-    TRAINING_COMPONENT,
-    TRAINING_FILE,
-    decode,
-    encode,
-)
 from algorithms.data.datasets import load
 from algorithms.dynamics.service import obtain_ensembles
 from algorithms.dynamics.store import stack_ensembles
 from algorithms.environments.table import ENVIRONMENTS
-from algorithms.offline import OfflineTraining
-from algorithms.sac import RewardScale, State
-from algorithms.stack.compilation import run_compiled, run_eagerly
+from algorithms.sac.agent import Context, RewardScale
+from algorithms.stack.compilation import call_compiled, call_eagerly
+from algorithms.stack.state import State
 from algorithms.stack.transitions import Transition
+from algorithms.training.checkpoint import TRAINING_COMPONENT, TRAINING_FILE, decode, encode
+from algorithms.training.loop import OfflineTraining
 
 if TYPE_CHECKING:
     from algorithms.rllib.config import OfflineConfig
@@ -44,20 +40,19 @@ class OfflineLearner(TorchLearner):
         dataset = load(config.dataset, config.storage)
         data = Transition.from_numpy(dataset)
         ensembles = obtain_ensembles(config.ensemble_specs(), config.storage)
-        networks = self.module[DEFAULT_MODULE_ID].networks.to(self.device)
-        self.training = OfflineTraining(
-            agent=config.agent_class(
-                networks,
-                settings,
-                RewardScale.of(data.reward, settings.gamma),
-                run_compiled if config.compiles(self.device) else run_eagerly,
-            ),
-            data=data,
-            ensemble=stack_ensembles(ensembles) if ensembles else None,
+        context = Context(
+            networks=self.module[DEFAULT_MODULE_ID].networks.to(self.device),
             settings=settings,
-            seeds=config.seeds,
-            termination_fn=ENVIRONMENTS[config.dataset.env_id].termination,
+            reward_scale=RewardScale.of(data.reward, settings.gamma),
+            ensemble=stack_ensembles(ensembles) if ensembles else None,
             penalty_mean=[e.description["metrics"]["penalty_mean"] for e in ensembles],
+            call=call_compiled if config.compiles(self.device) else call_eagerly,
+        )
+        self.training = OfflineTraining(
+            config.row.agent_class()(context),
+            data,
+            config.seeds,
+            ENVIRONMENTS[config.dataset.env_id].termination,
         )
         self.behaviour_score = dataset.behaviour_score(config.dataset.env_id)
         self.initial_obs = torch.from_numpy(dataset.initial_obs)

@@ -7,11 +7,11 @@ from typing import Any
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 
-from algorithms.offline import NETWORK_STREAM
-from algorithms.policy import Policy
-from algorithms.sac import SACNetworks
+from algorithms.sac.networks import SACNetworks
+from algorithms.sac.policy import Policy
 from algorithms.settings import SACSettings
 from algorithms.stack.randomness import seed_generators
+from algorithms.training.loop import NETWORK_STREAM
 
 
 class StackedSACModule(TorchRLModule):

@@ -1,7 +1,7 @@
 """Compiled functions where a compiler exists, the same functions as they are elsewhere.
 
 The arithmetic of a gradient step lives in plain functions of tensors and modules. A
-`Run` calls such a function; whoever owns the training chooses which. torch's compiler takes
+`Call` calls such a function; whoever owns the training chooses which. torch's compiler takes
 more than a second to import, so only those who compile do.
 """
 
@@ -19,18 +19,18 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-class Run(Protocol):
+class Call(Protocol):
     """Calls a function."""
 
     def __call__(self, function: Callable[..., Result], *args: Any) -> Result: ...
 
 
-def run_eagerly(function: Callable[..., Result], *args: Any) -> Result:
+def call_eagerly(function: Callable[..., Result], *args: Any) -> Result:
     """The function as it is."""
     return function(*args)
 
 
-def run_compiled(function: Callable[..., Result], *args: Any) -> Result:
+def call_compiled(function: Callable[..., Result], *args: Any) -> Result:
     """The function compiled at its first call, which takes seconds for every shape.
 
     A function that cannot be compiled runs as it is, and a warning says so once.

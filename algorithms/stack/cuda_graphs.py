@@ -30,23 +30,21 @@ class Replayed:
     """A function of tensors; on a GPU called a few times, then captured and replayed.
 
     Whatever else the function reads or writes must stay where it is in memory. Its Python
-    runs in no replay, so all that it branches on must be in `branch`. Where a capture fails,
+    runs in no replay, so all that it branches on must be in `phase`. Where a capture fails,
     a warning says so once, and the function is called as it is.
 
     Args:
         function: changes tensors in place and returns nothing.
-        branch: what the function's Python would branch on now; a change asks for a new capture.
-        replayed: called after a replay, for what the function's Python counts.
+        phase: what the function's Python would branch on now; a change asks for a new capture.
     """
 
     def __init__(
         self,
         function: Callable[..., None],
-        branch: Callable[[], Hashable],
-        replayed: Callable[[], None],
+        phase: Callable[[], Hashable],
     ) -> None:
-        self._function, self._branch, self._replayed = function, branch, replayed
-        self._branched: Hashable = None
+        self._function, self._phase = function, phase
+        self._in_phase: Hashable = None
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
@@ -62,9 +60,9 @@ class Replayed:
                 torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs
             ]
         torch._foreach_copy_(self._inputs, list(inputs))
-        branch = self._branch()
-        if branch != self._branched:
-            self._branched, self._calls, self._graph = branch, 0, None
+        phase = self._phase()
+        if phase != self._in_phase:
+            self._in_phase, self._calls, self._graph = phase, 0, None
         self._calls += 1
         with torch.cuda.device(device):
             if self._calls <= WARM_UP:
@@ -73,7 +71,6 @@ class Replayed:
                 self._capture(device)
             else:
                 self._graph.replay()
-                self._replayed()
 
     def _call_on_the_side(self, device: torch.device) -> None:
         stream, main = _side_stream(device), torch.cuda.current_stream()

@@ -28,7 +28,13 @@ def test_known_values(preset, algorithm, task):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_table_has_every_task_and_settings_that_its_algorithm_accepts(preset):
-    for algorithm, table in PRESETS[preset].tables.items():
+    tables = {
+        name: row.presets[preset]
+        for name, row in ALGORITHMS.items()
+        if row.base == name and preset in (row.presets or {})
+    }
+    assert "mopo" in tables
+    for algorithm, table in tables.items():
         assert table.keys() == TASKS.keys()
         for task in table:
             values = preset_settings(preset, algorithm, task)
@@ -40,9 +46,9 @@ def test_every_table_has_every_task_and_settings_that_its_algorithm_accepts(pres
 @pytest.mark.parametrize("baseline", ["mbpo", "sac", "cql"])
 def test_a_baseline_takes_the_settings_that_it_has(preset, baseline):
     entry = ALGORITHMS[baseline]
-    if entry.base in PRESETS[preset].tables:
+    if preset in ALGORITHMS[entry.base].presets:
         values = preset_settings(preset, baseline, "walker2d-medium")
-        entry.settings(**values, **entry.fixed)
+        entry.settings(**values, **entry.pinned)
         of_base = preset_settings(preset, entry.base, "walker2d-medium")
         assert values.items() <= of_base.items()
 

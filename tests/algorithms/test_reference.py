@@ -25,7 +25,7 @@ def make_agent(request, float64):
     algorithm, variant = CASES[request.param]
 
     def make(**changes):
-        return small_agent(small_settings(algorithm, **variant, **LRS, **changes))
+        return small_agent(algorithm, small_settings(algorithm, **variant, **LRS, **changes))
 
     return make
 
@@ -120,6 +120,7 @@ def test_steps_and_their_statistics_are_the_references(make_agent):
             agent.begin_epoch(agent.settings.actor_lr)
         (batch, noise), each = inputs(agent, seed=10 * n)
         statistics = agent.gradient_step(batch, noise).means
+        agent.steps += 1
         for s in (0, 1):
             if n % 2 == 0:
                 expected[s].begin_epoch()

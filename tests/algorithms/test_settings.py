@@ -3,10 +3,12 @@
 import pytest
 
 from algorithms import ALGORITHMS
+from algorithms.combo.settings import COMBOSettings
 from algorithms.dynamics.penalties import PENALTIES
 from algorithms.errors import UserError
-from algorithms.offline import penalty_coefficients
-from algorithms.settings import COMBOSettings, MOPOSettings, OfflineSettings, validated
+from algorithms.mopo.agent import penalty_coefficients
+from algorithms.mopo.settings import MOPOSettings
+from algorithms.settings import OfflineSettings, validated
 
 
 @pytest.mark.parametrize(
@@ -36,8 +38,16 @@ from algorithms.settings import COMBOSettings, MOPOSettings, OfflineSettings, va
         ),
         (COMBOSettings, {"beta": "auto"}, "beta: .*"),
         (COMBOSettings, {"beta": -1.0}, "beta: .*"),
-        (COMBOSettings, {"prior": "normal"}, "prior: must be 'uniform' or 'previous_policy', got"),
-        (COMBOSettings, {"importance": "none"}, "importance: must be 'own_density' or 'balanced'"),
+        (
+            COMBOSettings,
+            {"prior": "normal"},
+            "prior: unknown prior .*: one of previous_policy, uniform",
+        ),
+        (
+            COMBOSettings,
+            {"importance": "none"},
+            "importance: unknown .*: one of balanced, own_density",
+        ),
         (COMBOSettings, {"rho_states": "real"}, "rho_states: must be 'mix' or 'model', got 'real'"),
         (COMBOSettings, {"temperature": 0.0}, "temperature: must be greater than 0, got 0.0"),
         (COMBOSettings, {"num_action_samples": 0}, "num_action_samples: must be greater than or"),
@@ -101,7 +111,7 @@ def test_the_real_rows_of_a_batch_and_whether_any_is_the_models(real_ratio, batc
 
 
 def test_the_baselines_are_mopo_and_combo_without_penalty_or_model():
-    made = {name: entry.settings(**entry.fixed) for name, entry in ALGORITHMS.items()}
+    made = {name: entry.settings(**entry.pinned) for name, entry in ALGORITHMS.items()}
     assert {name for name, s in made.items() if not s.uses_model} == {"sac", "cql"}
     assert {name for name, s in made.items() if isinstance(s, COMBOSettings)} == {"combo", "cql"}
     for name in ("mbpo", "sac"):
@@ -192,4 +202,4 @@ def test_a_penalty_that_an_ensemble_does_not_know_cannot_be_matched():
 def test_every_algorithms_settings_are_offline_settings():
     for entry in ALGORITHMS.values():
         assert issubclass(entry.settings, OfflineSettings)
-        assert entry.fixed.keys() <= entry.settings.model_fields.keys()
+        assert entry.pinned.keys() <= entry.settings.model_fields.keys()

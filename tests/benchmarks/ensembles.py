@@ -15,7 +15,7 @@ from plain import BATCH, ensemble_batches
 
 from algorithms.dynamics.training import EnsembleTraining
 from algorithms.settings import EnsembleSettings
-from algorithms.stack.compilation import Run
+from algorithms.stack.compilation import Call
 
 EPOCH_ROWS = 399_000  # 400,000 without the holdout
 
@@ -38,7 +38,7 @@ def measure(setup: Setup) -> list[Series]:
     ]
 
 
-def _batches(run: Run, device: str) -> Callable[[int], None]:
+def _batches(run: Call, device: str) -> Callable[[int], None]:
     training = EnsembleTraining(transitions(DATA_ROWS), EnsembleSettings(), [0], device, run)
     rows_SEN = training.rows_SEN
 

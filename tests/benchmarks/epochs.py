@@ -18,8 +18,8 @@ from hopper import ROLLOUT_ROWS
 from ours import ALGORITHMS, change, expert, offline_training, runs
 
 from algorithms.environments.table import ENVIRONMENTS
-from algorithms.policy_evaluation import PolicyEvaluation
-from algorithms.stack.compilation import Run
+from algorithms.stack.compilation import Call
+from algorithms.training.evaluation import PolicyEvaluation
 
 TIME_LIMIT = ENVIRONMENTS["Hopper-v4"].max_episode_steps
 
@@ -70,7 +70,7 @@ def _ratios(samples: list[dict[str, Seconds]]) -> list[Series]:
     ]
 
 
-def _epoch(algorithm: str, run: Run, device: str) -> Callable[[dict[str, int]], Seconds]:
+def _epoch(algorithm: str, run: Call, device: str) -> Callable[[dict[str, int]], Seconds]:
     """Trains and evaluates; returns the seconds of each part, brought up to `WHOLE` steps of it."""
     training = offline_training(algorithm, 1, run, device, rollout_batch_size=ROLLOUT_ROWS)
     evaluation, walker = PolicyEvaluation(**evaluation_arguments(training)), expert()

@@ -10,8 +10,8 @@ from hopper import transitions
 from ours import ENVIRONMENT, expert, offline_training, runs
 
 from algorithms.environments.table import ENVIRONMENTS
-from algorithms.offline import OfflineTraining
-from algorithms.policy_evaluation import PolicyEvaluation
+from algorithms.training.evaluation import PolicyEvaluation
+from algorithms.training.loop import OfflineTraining
 
 TIME_LIMIT = ENVIRONMENTS["Hopper-v4"].max_episode_steps
 

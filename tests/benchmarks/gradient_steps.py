@@ -19,8 +19,8 @@ from ours import (
 )
 from plain import PlainCOMBO, PlainSAC
 
-from algorithms.offline import OfflineTraining
-from algorithms.stack.compilation import Run
+from algorithms.stack.compilation import Call
+from algorithms.training.loop import OfflineTraining
 
 SEEDS = (1, 5)
 PLAIN = {"MOPO": ("plain SAC", PlainSAC), "COMBO": ("plain COMBO", PlainCOMBO)}
@@ -39,7 +39,7 @@ def measure(setup: Setup) -> list[Series]:
 
 
 def _programs(
-    algorithm: str, num_seeds: int, dtype: str, ways: dict[str, Run], setup: Setup
+    algorithm: str, num_seeds: int, dtype: str, ways: dict[str, Call], setup: Setup
 ) -> list[Program]:
     name, plain = PLAIN[algorithm]
     baseline = f"{name}, S={num_seeds} {dtype}"

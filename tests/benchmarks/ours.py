@@ -10,49 +10,49 @@ import torch
 from hopper import ACTION, OBS, QUIET_LOG_VAR, transitions
 from torch import Tensor
 
-from algorithms.conservative_sac import ConservativeSAC
+from algorithms import ALGORITHMS
 from algorithms.data.catalog import policies_folder, policy_set
 from algorithms.data.rollout import load_policy
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.environments.table import hopper
-from algorithms.offline import NETWORK_STREAM, OfflineTraining
-from algorithms.sac import SAC, RewardScale, SACNetworks
-from algorithms.settings import COMBOSettings, EnsembleSettings, MOPOSettings
-from algorithms.stack.compilation import Run, can_compile, run_compiled, run_eagerly
+from algorithms.sac.agent import Context, RewardScale
+from algorithms.sac.networks import SACNetworks
+from algorithms.settings import EnsembleSettings
+from algorithms.stack.compilation import Call, call_compiled, call_eagerly, can_compile
 from algorithms.stack.randomness import seed_generators
+from algorithms.training.loop import NETWORK_STREAM, OfflineTraining
 
-ALGORITHMS = {"MOPO": (SAC, MOPOSettings), "COMBO": (ConservativeSAC, COMBOSettings)}
 ENVIRONMENT = "Hopper-v4"
 
 
-def runs(device: str) -> dict[str, Run]:
+def runs(device: str) -> dict[str, Call]:
     """The ways to run the arithmetic that this machine has, the fastest last."""
-    return {"eager": run_eagerly, **({"compiled": run_compiled} if can_compile(device) else {})}
+    return {"eager": call_eagerly, **({"compiled": call_compiled} if can_compile(device) else {})}
 
 
-def runs_by_dtype(device: str) -> dict[str, dict[str, Run]]:
+def runs_by_dtype(device: str) -> dict[str, dict[str, Call]]:
     """For each `matmul_dtype`: of `bfloat16` the fastest way alone."""
     name, run = list(runs(device).items())[-1]
     return {"float32": runs(device), "bfloat16": {f"{name}, bfloat16": run}}
 
 
 def offline_training(
-    algorithm: str, num_seeds: int, run: Run, device: str, **settings: Any
+    algorithm: str, num_seeds: int, call: Call, device: str, **settings: Any
 ) -> OfflineTraining:
     """Nets 2 x 256, batch 256, COMBO with 30 samples at the states of the whole batch."""
-    agent_class, settings_class = ALGORITHMS[algorithm]
-    chosen = settings_class(**{"hidden": (256, 256), **settings})
+    row = ALGORITHMS[algorithm.lower()]
+    chosen = row.settings(**{"hidden": (256, 256), **settings})
     seeds = range(num_seeds)
     networks = SACNetworks(OBS, ACTION, chosen, seed_generators(NETWORK_STREAM, seeds))
     data = transitions(100_000)
-    return OfflineTraining(
-        agent_class(networks.to(device), chosen, RewardScale.of(data.reward, chosen.gamma), run),
-        data,
-        quiet_ensemble(num_seeds),
+    context = Context(
+        networks.to(device),
         chosen,
-        seeds,
-        hopper,
+        RewardScale.of(data.reward, chosen.gamma),
+        quiet_ensemble(num_seeds),
+        call=call,
     )
+    return OfflineTraining(row.agent_class()(context), data, seeds, hopper)
 
 
 def quiet_ensemble(num_seeds: int) -> DynamicsEnsemble:

@@ -31,9 +31,9 @@ from mlflow import MlflowClient
 from ours import fill_buffer, offline_training, runs
 from rich.console import Console
 
-from algorithms.checkpoint import encode
 from algorithms.dynamics.service import train_ensemble
-from algorithms.mopo import MOPOConfig
+from algorithms.rllib import MOPOConfig
+from algorithms.training.checkpoint import encode
 from orchestrator import tuning
 from orchestrator.settings import Settings
 from orchestrator.sweep import Sweep, Trial, trials

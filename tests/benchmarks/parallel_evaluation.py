@@ -20,8 +20,8 @@ from harness import Series, Setup, now
 from hopper import ROLLOUT_ROWS
 from ours import expert, offline_training, runs
 
-from algorithms.parallel_evaluation import ParallelEvaluation
-from algorithms.policy_evaluation import PolicyEvaluation
+from algorithms.rllib.parallel_evaluation import ParallelEvaluation
+from algorithms.training.evaluation import PolicyEvaluation
 
 
 def measure(setup: Setup) -> list[Series]:

@@ -13,8 +13,8 @@ from hopper import ROLLOUT_ROWS
 from ours import change, offline_training, runs_by_dtype
 from plain import rollout_steps
 
-from algorithms.offline import OfflineTraining
-from algorithms.stack.compilation import Run, run_eagerly
+from algorithms.stack.compilation import Call, call_eagerly
+from algorithms.training.loop import OfflineTraining
 
 LENGTH = 5
 PENALTIES = ("max_std", "none")  # of all seven members, and of one
@@ -32,7 +32,7 @@ def measure(setup: Setup) -> list[Series]:
     return series
 
 
-def _programs(penalty: str, dtype: str, ways: dict[str, Run], setup: Setup) -> list[Program]:
+def _programs(penalty: str, dtype: str, ways: dict[str, Call], setup: Setup) -> list[Program]:
     baseline = f"plain, {penalty} {dtype}"
     plain = _in_rollouts(rollout_steps(setup.device))
     programs = [Program(baseline, plain, amount=ROLLOUT_ROWS)]
@@ -79,7 +79,7 @@ def _rollout(training: OfflineTraining) -> Callable[[int], None]:
 def _check_that_rows_live(device: str) -> None:
     """Rows whose rollout has ended are stepped on, but would be no work to plain code."""
     training = offline_training(
-        "MOPO", 1, run_eagerly, device, rollout_batch_size=1000, rollout_length=LENGTH
+        "MOPO", 1, call_eagerly, device, rollout_batch_size=1000, rollout_length=LENGTH
     )
     ended = float(training._extend_buffer().terminated_S.max())
     assert ended < 0.05, f"{ended:.0%} of the rollouts ended early"

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from algorithms import ALGORITHMS
-from algorithms.conservative_sac import ConservativeSAC
+from algorithms.combo.settings import COMBOSettings
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.penalties import Prediction
-from algorithms.offline import NETWORK_STREAM, OfflineTraining
-from algorithms.sac import SAC, RewardScale, SACNetworks
-from algorithms.settings import COMBOSettings, EnsembleSettings, OfflineSettings
+from algorithms.sac.agent import SAC, Context, RewardScale
+from algorithms.sac.networks import SACNetworks
+from algorithms.settings import EnsembleSettings, OfflineSettings
 from algorithms.stack.randomness import seed_generators
 from algorithms.stack.transitions import Transition
+from algorithms.training.loop import NETWORK_STREAM, OfflineTraining
 
 OBS_DIM, ACTION_DIM = 3, 2
 REWARD_SCALE = RewardScale(rms=0.7, max_q=100.0)  # where there is no data
@@ -73,18 +74,19 @@ def small_settings(algorithm: str = "mopo", **changes: Any) -> OfflineSettings:
     """An algorithm in miniature; 4 epochs are 100 gradient steps, and the ring buffer wraps."""
     entry = ALGORITHMS[algorithm]
     sizes = COMBO_SIZES if issubclass(entry.settings, COMBOSettings) else SIZES
-    return entry.settings(**(sizes | dict(entry.fixed) | changes))
+    return entry.settings(**(sizes | dict(entry.pinned) | changes))
 
 
 def small_agent(
+    algorithm: str,
     settings: OfflineSettings,
     seeds: Sequence[int] = (3, 8),
     reward_scale: RewardScale = REWARD_SCALE,
+    **context: Any,
 ) -> SAC:
-    """New networks with the algorithm that trains them."""
+    """The algorithm's agent on new networks."""
     networks = SACNetworks(OBS_DIM, ACTION_DIM, settings, seed_generators(NETWORK_STREAM, seeds))
-    agent_class = ConservativeSAC if isinstance(settings, COMBOSettings) else SAC
-    return agent_class(networks, settings, reward_scale)
+    return ALGORITHMS[algorithm].agent_class()(Context(networks, settings, reward_scale, **context))
 
 
 def random_batch(num_seeds: int = 2, rows: int = 32, seed: int = 0) -> Transition:
@@ -132,14 +134,16 @@ def offline_training(
         generators = seed_generators(0xE5, seeds)
         part = settings.part(EnsembleSettings)
         ensemble = DynamicsEnsemble(OBS_DIM, ACTION_DIM, part, generators)
-    return OfflineTraining(
-        small_agent(settings, seeds, RewardScale.of(data.reward, settings.gamma)),
-        data,
-        ensemble,
+    agent = small_agent(
+        algorithm,
         settings,
         seeds,
-        termination_fn=lambda next_obs: next_obs[..., 0].abs() > 1.5,
+        RewardScale.of(data.reward, settings.gamma),
+        ensemble=ensemble,
         penalty_mean=penalty_mean,
+    )
+    return OfflineTraining(
+        agent, data, seeds, termination_fn=lambda next_obs: next_obs[..., 0].abs() > 1.5
     )
 
 

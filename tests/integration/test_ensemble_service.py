@@ -15,7 +15,8 @@ from algorithms.dynamics.service import (
 )
 from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import read_ensemble
-from algorithms.settings import EnsembleSettings, MOPOSettings
+from algorithms.mopo.settings import MOPOSettings
+from algorithms.settings import EnsembleSettings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -12,10 +12,10 @@ import torch
 from ray import tune
 from safetensors.torch import load, save
 
-from algorithms.checkpoint import CHECKPOINT_FORMAT
 from algorithms.errors import UserError
-from algorithms.mopo import MOPO, MOPOConfig
+from algorithms.rllib import MOPO, MOPOConfig
 from algorithms.rllib.algorithm import Epoch
+from algorithms.training.checkpoint import CHECKPOINT_FORMAT
 
 pytestmark = pytest.mark.ray
 
@@ -320,7 +320,7 @@ def test_a_search_space_may_name_hyperparameters(config):
 
 STANDALONE = """
 import json, sys
-from algorithms.mopo import MOPOConfig
+from algorithms.rllib import MOPOConfig
 
 storage, settings = sys.argv[1], json.loads(sys.argv[2])
 algo = (

@@ -12,10 +12,10 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from algorithms.checkpoint import CHECKPOINT_FORMAT
 from algorithms.data import hdf5
 from algorithms.data.datasets import load
 from algorithms.dynamics.store import read_ensemble, stack_ensembles
+from algorithms.training.checkpoint import CHECKPOINT_FORMAT
 from orchestrator import cli, tuning
 from orchestrator.results import ResultStore
 from orchestrator.sweep import load_sweep, trials
@@ -94,23 +94,24 @@ def test_mlflow_holds_the_sweep_its_trials_and_their_ensemble(first):
 
 def test_a_trial_trains_what_a_plain_loop_trains_bit_for_bit(first, dataset):
     """Ray, Tune, RLlib and the checkpoint add nothing and lose nothing."""
-    from algorithms.checkpoint import read_training_state
     from algorithms.environments.table import ENVIRONMENTS
-    from algorithms.offline import NETWORK_STREAM, OfflineTraining
-    from algorithms.sac import SAC, RewardScale, SACNetworks
+    from algorithms.mopo.agent import MOPO
+    from algorithms.sac.agent import Context, RewardScale
+    from algorithms.sac.networks import SACNetworks
     from algorithms.stack.randomness import seed_generators
     from algorithms.stack.transitions import Transition
+    from algorithms.training.checkpoint import read_training_state
+    from algorithms.training.loop import NETWORK_STREAM, OfflineTraining
 
     storage, file, _ = first
     trial = trials(load_sweep(file))[1]
     published = [read_ensemble(storage, trial.ensemble(seed).key) for seed in trial.seeds]
     data = Transition.from_numpy(load(dataset, storage))
     networks = SACNetworks(11, 3, trial.settings, seed_generators(NETWORK_STREAM, trial.seeds))
+    reward_scale = RewardScale.of(data.reward, trial.settings.gamma)
     training = OfflineTraining(
-        agent=SAC(networks, trial.settings, RewardScale.of(data.reward, trial.settings.gamma)),
+        agent=MOPO(Context(networks, trial.settings, reward_scale, stack_ensembles(published))),
         data=data,
-        ensemble=stack_ensembles(published),
-        settings=trial.settings,
         seeds=trial.seeds,
         termination_fn=ENVIRONMENTS[dataset.env_id].termination,
     )

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from algorithms import ALGORITHMS
 from algorithms.errors import UserError
-from algorithms.mopo import MOPOConfig
+from algorithms.rllib import MOPOConfig, config_class
 from algorithms.stack.compilation import can_compile
 from orchestrator import tuning
 from orchestrator.plan import make_plan
@@ -88,7 +88,7 @@ def test_what_mlflow_is_told_of_a_trained_cell_is_what_the_table_says(
 def test_a_job_is_what_the_algorithms_config_takes(comparison, expand, load, storage, algorithm):
     comparison["algorithm"] = algorithm
     (job,) = make_plan(load(comparison), expand(comparison), storage).jobs
-    config = ALGORITHMS[algorithm].config_class()()
+    config = config_class(algorithm)()
     config.job = tuning.job_config(job, storage)
     assert config.settings == job.trial.settings
     assert config.dataset == job.trial.dataset

@@ -7,8 +7,8 @@ from algorithms.dynamics import rollout as rollout_module
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.penalties import PENALTIES, Prediction
 from algorithms.dynamics.rollout import model_return, rollout
-from algorithms.sac import TanhGaussian
 from algorithms.settings import EnsembleSettings
+from algorithms.stack.distributions import TanhGaussian
 from algorithms.stack.randomness import randn, seed_generators
 from algorithms.stack.transitions import unpack
 

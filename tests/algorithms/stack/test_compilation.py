@@ -9,17 +9,17 @@ import torch
 from torch.testing import assert_close
 
 from algorithms.stack import compilation
-from algorithms.stack.compilation import can_compile, run_compiled
+from algorithms.stack.compilation import call_compiled, can_compile
 from algorithms.stack.mlp import MANY_ROWS
 
 FALLBACK = """
 import torch
-from algorithms.stack.compilation import can_compile, run_compiled
+from algorithms.stack.compilation import can_compile, call_compiled
 assert not can_compile("cpu")
 def twice(x):
     return x + x
 for _ in range(2):
-    assert run_compiled(twice, torch.ones(3)).tolist() == [2.0, 2.0, 2.0]
+    assert call_compiled(twice, torch.ones(3)).tolist() == [2.0, 2.0, 2.0]
 """
 
 
@@ -45,7 +45,7 @@ def without_kernels(monkeypatch):
 def assert_compiled_epochs_are_the_same(make, tolerance):
     """Of two trainings that `make` makes, one of them compiled; no function may refuse to be."""
     eager, compiled = make(), make()
-    compiled.agent.run = run_compiled
+    compiled.agent.call = call_compiled
     for _ in range(2):
         expected, statistics = eager.train_epoch(), compiled.train_epoch()
         assert statistics.keys() == expected.keys()

@@ -1,24 +1,21 @@
 """Model-based offline training without Ray: one epoch is rollouts, then gradient steps.
 
-`OfflineTraining` owns everything that lives on the device, for S seeds at once.
-Python touches no tensor's value inside an epoch: statistics come to the host
-once, at its end.
+`OfflineTraining` owns everything that lives on the device, for S seeds at once, and asks an
+agent for all that is an algorithm's own. Python touches no tensor's value inside an epoch:
+statistics come to the host once, at its end.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from algorithms.dynamics.ensemble import DynamicsEnsemble
-from algorithms.dynamics.penalties import PENALTIES
-from algorithms.dynamics.rollout import Rollout, rollout
-from algorithms.errors import UserError
-from algorithms.sac import SAC, SACNetworks, State
-from algorithms.settings import MOPOSettings, OfflineSettings
+from algorithms.dynamics.rollout import PENALTY_QUANTILES, Rollout, rollout
+from algorithms.sac.agent import SAC
+from algorithms.sac.networks import SACNetworks
 from algorithms.stack.cuda_graphs import Replayed
 from algorithms.stack.randomness import (
     generator_states,
@@ -27,6 +24,7 @@ from algorithms.stack.randomness import (
     seed_generators,
     set_generator_states,
 )
+from algorithms.stack.state import State, replace_seeds
 from algorithms.stack.transitions import RingBuffer, Transition, unpack
 
 TRAINING_STREAM, NETWORK_STREAM = 0x0FF1, 0x0FF2
@@ -34,47 +32,34 @@ SCORE_WINDOW = 10
 STEPS_PER_DRAW = 100  # random numbers of COMBO's 1000 steps at once would take 90 MB per seed
 DIVERGED_Q = 10.0  # times the largest |Q| that the rewards allow
 DESCRIBED_ROWS = 2_000  # of a rollout's last step, whose Q is reported
-PENALTY_QUANTILES = (0.5, 0.9, 0.99)
 
 
 class OfflineTraining:
     """The inner loop of MOPO (algorithm 2) and COMBO (algorithm 1), one ensemble per seed.
 
     Args:
-        agent: actor and critics of S seeds, and how they learn from a batch.
+        agent: actor and critics of S seeds, how they learn from a batch, and their ensemble.
         data: the real transitions `[n]`.
-        ensemble: trained dynamics of the same S seeds; None where no row is the model's.
-        settings: hyperparameters.
         seeds: one number per seed; each decides its own random numbers and nothing else.
         termination_fn: next_obs `[..., O]` -> done `[...]`.
-        penalty_mean: of every seed's ensemble, each penalty's mean over the holdout;
-            `penalty_coef_mode: matched` needs it.
     """
 
     def __init__(
         self,
         agent: SAC,
         data: Transition,
-        ensemble: DynamicsEnsemble | None,
-        settings: OfflineSettings,
         seeds: Sequence[int],
         termination_fn: Callable[[Tensor], Tensor],
-        penalty_mean: Sequence[Mapping[str, float]] = (),
     ) -> None:
         device = agent.networks.log_alpha_S.device
+        settings = agent.settings
         self.agent, self.settings, self.seeds = agent, settings, tuple(seeds)
         self.data_NW = data.to(device).pack()
         self.termination_fn = termination_fn
-        self.ensemble = None
+        self.ensemble = agent.ensemble if settings.uses_model else None
         if settings.uses_model:
-            assert ensemble is not None
-            assert ensemble.num_seeds == len(seeds)
-            self.ensemble = ensemble.to(device).requires_grad_(requires_grad=False)
-        self.penalty, penalty_coefs = "none", [0.0] * len(seeds)
-        if settings.uses_model and isinstance(settings, MOPOSettings):
-            self.penalty = settings.penalty
-            penalty_coefs = penalty_coefficients(settings, penalty_mean, len(seeds))
-        self.penalty_coef_S = torch.tensor(penalty_coefs, device=device)
+            assert self.ensemble is not None
+            assert self.ensemble.num_seeds == len(seeds)
         rows_per_epoch = settings.rollout_batch_size * settings.rollout_length
         capacity = settings.rollout_retain_epochs * rows_per_epoch if settings.uses_model else 0
         self.buffer = RingBuffer(len(seeds), capacity, self.data_NW.shape[1], device)
@@ -108,7 +93,9 @@ class OfflineTraining:
         self.epoch += 1
         statistics = {name: value.cpu() for name, value in statistics.items()}
         usable_S = torch.stack(list(statistics.values())).isfinite().all(dim=0)
-        usable_S &= largest_q_S.cpu() <= self._bound_of_q(statistics)  # false for NaN
+        usable_S &= largest_q_S.cpu() <= DIVERGED_Q * self.agent.largest_q(
+            statistics
+        )  # false for NaN
         if self.settings.uses_model:
             usable_S &= (self.buffer.size_S > 0).cpu()
         self.diverged_S |= ~usable_S
@@ -128,14 +115,6 @@ class OfflineTraining:
             enabled=self.settings.matmul_dtype == "bfloat16",
             cache_enabled=False,  # it would keep weights from before a step
         )
-
-    def _bound_of_q(self, statistics: Mapping[str, Tensor]) -> Tensor:
-        """The |Q| beyond which a seed has diverged, `[S]`; it learns from penalised rewards."""
-        bound_S = torch.full((len(self.seeds),), max(self.agent.reward_scale.max_q, 1.0))
-        if self.penalty != "none" and self.settings.gamma < 1.0:
-            penalty_S = self.penalty_coef_S.cpu() * statistics["penalty_q99"]
-            bound_S += penalty_S / (1.0 - self.settings.gamma)
-        return DIVERGED_Q * bound_S
 
     def _actor_lr(self) -> float:
         settings = self.settings
@@ -160,10 +139,11 @@ class OfflineTraining:
             torch._foreach_add_(list(sums.values()), list(means.values()))
             torch.maximum(largest_q_S, step.q_SB.abs().mean(dim=1), out=largest_q_S)
 
-        run = Replayed(gradient_step, lambda: self.agent.branch, self.agent.count_step)
+        step = Replayed(gradient_step, lambda: self.agent.phase)
         with self._autocast():
             for draw in self._draws(num_real):
-                run(*draw)
+                step(*draw)
+                self.agent.steps += 1
         steps = self.settings.gradient_steps_per_epoch
         return {name: value / steps for name, value in sums.items()}, largest_q_S
 
@@ -176,16 +156,12 @@ class OfflineTraining:
         kept_SN = model.last_keep_SN[:, ::stride]
         q_SN = self.networks.q(last.obs, last.action).mean(dim=1)
         q_last_S = torch.where(kept_SN, q_SN, 0.0).sum(dim=1) / kept_SN.sum(dim=1).clamp(min=1)
-        described = {
+        return {
             "q_last_step": q_last_S,
             "model_reward": model.reward_S,
             "rollout_terminated": model.terminated_S,
+            **self.agent.describe_rollout(model),
         }
-        if self.penalty != "none":
-            described["penalty"] = model.penalty_S
-            names = [f"penalty_q{100 * quantile:.0f}" for quantile in PENALTY_QUANTILES]
-            described |= zip(names, model.penalty_quantiles_QS, strict=True)
-        return described
 
     def record_scores(self, score_S: Tensor) -> None:
         """Enter the normalised scores of an evaluation, the newest last."""
@@ -211,7 +187,7 @@ class OfflineTraining:
     def _extend_buffer(self) -> Rollout:
         """Rollouts with the current policy from random real states, into the ring buffer."""
         assert self.ensemble is not None
-        settings = self.settings
+        settings, agent = self.settings, self.agent
         start = randint(self.generators, self.data_NW.shape[0], settings.rollout_batch_size)
         with self._autocast():
             model = rollout(
@@ -220,12 +196,12 @@ class OfflineTraining:
                 self.data_NW[start, : self.networks.obs_dim],
                 self.generators,
                 length=settings.rollout_length,
-                penalty=PENALTIES[self.penalty].formula,
-                penalty_coef_S=self.penalty_coef_S,
+                penalty=agent.penalty.formula,
+                penalty_coef_S=agent.penalty_coef_S,
                 termination_fn=self.termination_fn,
-                own_member_only=PENALTIES[self.penalty].own_member_only,
+                own_member_only=agent.penalty.own_member_only,
                 quantiles=PENALTY_QUANTILES,
-                run=self.agent.run,
+                call=agent.call,
             )
         self.buffer.add(model.rows_SNW, model.keep_SN)
         return model
@@ -280,45 +256,3 @@ class OfflineTraining:
         self.diverged_S = state["diverged"].cpu().clone()
         self.epoch = int(state["epoch"])
         self.seconds = float(state["seconds"])
-
-
-def penalty_coefficients(
-    settings: MOPOSettings, penalty_mean: Sequence[Mapping[str, float]], num_seeds: int
-) -> list[float]:
-    """Every seed's coefficient: as set, or `matched` to `max_std` on the seed's own ensemble.
-
-    Raises:
-        UserError: a penalty is 0 everywhere on the holdout, so nothing can match it.
-    """
-    coef, name = settings.penalty_coef, settings.penalty
-    if settings.penalty_coef_mode == "raw" or name == "none":
-        return [coef] * num_seeds
-    assert len(penalty_mean) == num_seeds
-    if any(name not in mean for mean in penalty_mean):
-        raise UserError(
-            f"penalty_coef_mode: matched cannot scale {name}: the dynamics ensemble was trained "
-            "before that penalty existed, so its mean is not known; delete the ensemble, or use raw"
-        )
-    if any(mean[name] == 0.0 for mean in penalty_mean):
-        raise UserError(
-            f"penalty_coef_mode: matched cannot scale {name}, which is 0 on the holdout: use raw"
-        )
-    return [coef * mean["max_std"] / mean[name] for mean in penalty_mean]
-
-
-def replace_seeds(state: State, other: State, chosen_S: Tensor) -> State:
-    """`state` with the chosen seeds as they are in `other`, which has the same keys or fewer."""
-    replaced = dict(state)
-    for name, value in other.items():
-        if value.dim() > 0:
-            mask = chosen_S.to(value.device).view(-1, *(1,) * (value.dim() - 1))
-            replaced[name] = torch.where(mask, value, state[name])
-    return replaced
-
-
-def select_seeds(state: State, positions: Sequence[int]) -> State:
-    """The state of some seeds of a stack, in the given order."""
-    index = torch.tensor(list(positions))
-    return {
-        k: v if v.dim() == 0 else v.index_select(0, index.to(v.device)) for k, v in state.items()
-    }

@@ -12,7 +12,7 @@ from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.rollout import model_return
 from algorithms.environments.episodes import Evaluator
 from algorithms.environments.table import ENVIRONMENTS, normalized_score
-from algorithms.sac import TanhGaussian
+from algorithms.stack.distributions import TanhGaussian
 from algorithms.stack.mlp import StackedMLP
 from algorithms.stack.randomness import seed_generators, stream_seed
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from algorithms.policy import Policy, export_policy
-from algorithms.sac import TanhGaussian
+from algorithms.sac.policy import Policy, export_policy
+from algorithms.stack.distributions import TanhGaussian
 
 OBS = torch.linspace(-3, 3, 21).view(7, 3)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from algorithms.sac import TanhGaussian
+from algorithms.stack.distributions import TanhGaussian
 from algorithms.stack.mlp import StackedMLP
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate, special, stats
 
-from algorithms.conservatism import (
+from algorithms.combo.conservatism import (
     IMPORTANCE,
     PRIORS,
     Policies,
@@ -15,7 +15,7 @@ from algorithms.conservatism import (
     own_density,
     soft_maximum,
 )
-from algorithms.sac import TanhGaussian
+from algorithms.stack.distributions import TanhGaussian
 from algorithms.stack.randomness import randn
 
 TEMPERATURES = [0.3, 1.0, 5.0]

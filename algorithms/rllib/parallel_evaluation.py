@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from algorithms.policy_evaluation import PolicyEvaluation, Scores, Weights
+from algorithms.training.evaluation import PolicyEvaluation, Scores, Weights
 
 
 class ParallelEvaluation:

@@ -10,10 +10,10 @@ from small_tasks import predict_the_action
 
 from algorithms.environments.episodes import Evaluator
 from algorithms.environments.table import normalized_score
-from algorithms.policy_evaluation import PolicyEvaluation
-from algorithms.sac import SACNetworks
+from algorithms.sac.networks import SACNetworks
 from algorithms.settings import SACSettings
 from algorithms.stack.randomness import seed_generators
+from algorithms.training.evaluation import PolicyEvaluation
 
 ENV = "Hopper-v4"
 

@@ -1,6 +1,16 @@
-"""SAC with conservative critics: COMBO's gradient step, and the coefficient that it may learn.
+"""COMBO: Conservative Offline Model-Based Policy Optimization (Yu et al. 2021, arXiv 2102.08363).
 
-COMBO, eq. 2, for each critic:
+Algorithm 1 of the paper, and where each line of it is:
+
+    train an ensemble of N probabilistic dynamics     dynamics/training.py (once, shared)
+    for epoch 1, 2, ...                               training/loop.py
+        sample states from the data set
+        for h steps: a ~ pi, model ~ elites           dynamics/rollout.py
+            add (s, a, r, s') to the model buffer     stack/transitions.py
+        conservative critics (eq. 2), then pi as      here
+            SAC's, on 50 % real, 50 % model
+
+Eq. 2, for each critic:
 
     min_Q  beta (E_{s ~ rho} max_mu E_{a ~ mu} Q(s, a) - E_{(s, a) ~ D} Q(s, a))
            + 1/2 E_{(s, a, s') ~ d_f} (Q(s, a) - B^pi Q(s, a))^2
@@ -19,97 +29,95 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from algorithms.conservatism import IMPORTANCE, PRIORS, Policies, WeightedActions, soft_maximum
-from algorithms.sac import (
-    SAC,
-    RewardScale,
-    SACNetworks,
-    State,
-    StepStatistics,
-    TanhGaussian,
-    adam,
-    bellman_target,
-    below,
-    critic_loss,
-    improve_policy,
-    load_optimizer_state,
-    optimizer_state,
-    step_along,
-    update_targets,
+from algorithms.combo.conservatism import (
+    IMPORTANCE,
+    PRIORS,
+    Importance,
+    Policies,
+    Prior,
+    WeightedActions,
+    soft_maximum,
 )
-from algorithms.settings import COMBOSettings
-from algorithms.stack.compilation import Run, run_eagerly
+from algorithms.combo.settings import COMBOSettings
+from algorithms.sac.agent import SAC, Context, StepStatistics, improve_policy, update_targets
+from algorithms.sac.losses import bellman_target, critic_loss
+from algorithms.sac.networks import SACNetworks
+from algorithms.stack.chunks import sum_over_chunks
+from algorithms.stack.distributions import TanhGaussian
 from algorithms.stack.mlp import StackedMLP
+from algorithms.stack.optimizers import adam, load_optimizer_state, optimizer_state, step_along
 from algorithms.stack.randomness import randn
+from algorithms.stack.state import State, below
 from algorithms.stack.transitions import Transition
 
 ADVANTAGE_STD_RATE = 0.005
-# States at once on a CPU, over all seeds: few enough that the activations of their 30 actions
-# each stay in the cache, and enough for two threads.
-CPU_CHUNK, MIN_CPU_CHUNK = 64, 16
 
 
-class ConservativeSAC(SAC):
-    """`SAC` whose critics take COMBO's step."""
+class COMBO(SAC):
+    """Soft actor-critic on model rollouts, with critics that are kept conservative."""
 
     settings: COMBOSettings
 
-    def __init__(
-        self,
-        networks: SACNetworks,
-        settings: COMBOSettings,
-        reward_scale: RewardScale,
-        run: Run = run_eagerly,
-    ) -> None:
-        super().__init__(networks, settings, reward_scale, run)
-        device = networks.log_alpha_S.device
-        num_seeds = networks.log_alpha_S.shape[0]
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        settings, device = self.settings, context.device
+        self.prior, self.importance = PRIORS[settings.prior], IMPORTANCE[settings.importance]
+        # Where the states of rho begin in a batch, which has its real rows first.
+        self.first_rho_row = 0 if settings.rho_states == "mix" else settings.real_rows
+        self.entropy_in_backup = settings.backup == "soft"
         if settings.beta == "learned":
-            self.beta_unit, beta = reward_scale.rms, settings.beta_init
+            self.beta_unit, beta = self.reward_scale.rms, settings.beta_init
         else:
             self.beta_unit, beta = 1.0, settings.beta
+        num_seeds = context.num_seeds
         self.log_beta_S = nn.Parameter(torch.full((num_seeds,), math.log(beta), device=device))
         self.beta_optimizer = adam([self.log_beta_S], settings.beta_lr)
         self.advantage_std_S = torch.zeros(num_seeds, device=device)
-        self.steps = 0
-        self.previous_actor = deepcopy(networks.actor).requires_grad_(requires_grad=False)
+        self.previous_actor = deepcopy(self.networks.actor).requires_grad_(requires_grad=False)
 
     @property
-    def branch(self) -> Hashable:
-        return self.steps == 0, self.steps >= self.settings.beta_warmup_steps
-
-    def count_step(self) -> None:
-        self.steps += 1
+    def phase(self) -> Hashable:
+        """The first step, and from the end of the warm-up those that learn beta."""
+        learns_beta = self.settings.learns_beta and self.steps >= self.settings.beta_warmup_steps
+        return Phase(is_first=self.steps == 0, learns_beta=learns_beta)
 
     def begin_epoch(self, actor_lr: float) -> None:
+        """The policy of this moment is the epoch's previous policy."""
         super().begin_epoch(actor_lr)
         self.previous_actor.load_state_dict(self.networks.actor.state_dict())
 
     def draw_noise(self, generators: Sequence[torch.Generator], steps: int) -> tuple[Tensor, ...]:
+        """As of `SAC`, and that of the actions at the states of rho."""
         s = self.settings
-        proposals = PRIORS[s.prior].num_proposals
-        states = s.batch_size - _first_rho_row(s)
+        states, proposals = s.batch_size - self.first_rho_row, self.prior.num_proposals
         shape = (steps, states, proposals, s.num_action_samples, self.networks.action_dim)
         return (*super().draw_noise(generators, steps), randn(generators, *shape))
 
     def gradient_step(self, batch: Transition, noise: tuple[Tensor, ...]) -> StepStatistics:
-        """One step of critics, beta, actor, temperature and targets on a batch `[S, B]`."""
+        """One step of critics (eq. 2), actor, temperature, targets and beta on a batch `[S, B]`."""
         settings, networks = self.settings, self.networks
         next_action_noise, action_noise, samples_noise = noise
         beta_S = self.beta_unit * self.log_beta_S.detach().exp()
-        data = self.run(data_gradients, networks, batch, next_action_noise, beta_S, settings)
-        value_SC, value_gradients = self._push_down(batch, samples_noise, beta_S)
+        data = self.call(
+            data_gradients,
+            networks,
+            batch,
+            next_action_noise,
+            beta_S,
+            settings,
+            self.entropy_in_backup,
+        )
+        value_SC, value_gradients = self._conservative_value(batch, samples_noise, beta_S)
         gradients = zip(data.gradients, value_gradients, strict=True)
         step_along(self.optimizers.critic, [a + b for a, b in gradients])
 
         actor = improve_policy(
-            networks, self.optimizers, settings, batch.obs, action_noise, self.run
+            networks, self.optimizers, settings, batch.obs, action_noise, self.call
         )
         update_targets(networks, settings.tau)
         gap_S = value_SC.mean(dim=-1) - data.q_data_S
         advantage_SB = (data.q_SB - actor.q_SB)[:, : settings.real_rows]
         threshold_S = self._update_beta(gap_S, advantage_SB)
-        self.count_step()
         means = {
             "critic_loss": data.loss_S + beta_S * value_SC.sum(dim=-1),
             "bellman_error": data.bellman_S,
@@ -120,41 +128,36 @@ class ConservativeSAC(SAC):
         }
         return StepStatistics(data.q_SB, means)
 
-    def _push_down(
+    def _conservative_value(
         self, batch: Transition, noise: Tensor, beta_S: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """E_{s ~ rho} max_mu E_mu Q `[S, C]`, and the critics' gradients of beta times it.
-
-        Each chunk of states is differentiated at once, so that only its activations are kept.
-        """
-        rows = slice(_first_rho_row(self.settings), None)
-        obs, next_obs = batch.obs[:, rows], batch.next_obs[:, rows]
-        actions = self.run(
-            draw_actions, self.networks, self.previous_actor, obs, next_obs, noise, self.settings
-        )
+        """E_{s ~ rho} max_mu E_mu Q `[S, C]`, and the critics' gradients of beta times it."""
+        obs = batch.obs[:, self.first_rho_row :]
+        next_obs = batch.next_obs[:, self.first_rho_row :]
         num_states = obs.shape[1]
-        weight_S = beta_S / num_states
-        chunk = num_states
-        if obs.device.type == "cpu":
-            chunk = max(MIN_CPU_CHUNK, CPU_CHUNK // len(obs))
-        value_SC, gradients = torch.zeros(self.networks.critic.stack, device=obs.device), None
-        for part in zip(*(x.split(chunk, dim=1) for x in (obs, *actions)), strict=True):
-            part_obs, part_actions = part[0], WeightedActions(*part[1:])
-            part_SC, part_gradients = self.run(
+        actions = self.call(
+            draw_actions,
+            self.networks,
+            self.previous_actor,
+            obs,
+            next_obs,
+            noise,
+            self.prior,
+            self.importance,
+        )
+
+        def of_states(obs: Tensor, *actions: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            value_SC, gradients = self.call(
                 value_gradients,
                 self.networks,
-                part_obs,
-                part_actions,
-                weight_S,
+                obs,
+                WeightedActions(*actions),
+                beta_S / num_states,
                 self.settings.temperature,
             )
-            value_SC += part_SC / num_states
-            if gradients is None:
-                gradients = list(part_gradients)
-            else:
-                torch._foreach_add_(gradients, part_gradients)
-        assert gradients is not None
-        return value_SC, gradients
+            return value_SC / num_states, gradients
+
+        return sum_over_chunks(of_states, (obs, *actions))
 
     def _update_beta(self, gap_S: Tensor, advantage_SB: Tensor) -> Tensor:
         """One step of max_{beta >= 0} beta (gap - threshold) on log-beta; returns the threshold.
@@ -164,13 +167,14 @@ class ConservativeSAC(SAC):
         much better or worse than the data's an action may look, whatever the states are worth.
         The spread is capped, so that a diverging Q cannot move its own threshold without end.
         """
-        settings = self.settings
+        settings, phase = self.settings, self.phase
+        assert isinstance(phase, Phase)
         std_S = advantage_SB.std(dim=-1, unbiased=False)
-        self.advantage_std_S.lerp_(std_S, 1.0 if self.steps == 0 else ADVANTAGE_STD_RATE)
+        self.advantage_std_S.lerp_(std_S, 1.0 if phase.is_first else ADVANTAGE_STD_RATE)
         spread_S = self.advantage_std_S.clamp(max=self.reward_scale.max_q)
         threshold_S = settings.beta_threshold * spread_S
         # Before the warm-up ends the optimizer takes no step, whose count corrects its moments.
-        if settings.learns_beta and self.steps >= settings.beta_warmup_steps:
+        if phase.learns_beta:
             excess_S = gap_S - threshold_S
             step_along(self.beta_optimizer, [-self.log_beta_S.detach().exp() * excess_S])
             with torch.no_grad():
@@ -185,7 +189,6 @@ class ConservativeSAC(SAC):
             **optimizer_state(self.beta_optimizer, "optimizers/beta/"),
             "log_beta": self.log_beta_S.detach(),
             "advantage_std": self.advantage_std_S,
-            "steps": torch.tensor(self.steps),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -195,7 +198,13 @@ class ConservativeSAC(SAC):
         with torch.no_grad():
             self.log_beta_S.copy_(state["log_beta"])
         self.advantage_std_S.copy_(state["advantage_std"])
-        self.steps = int(state["steps"])
+
+
+class Phase(NamedTuple):
+    """What the Python of a gradient step branches on."""
+
+    is_first: bool
+    learns_beta: bool
 
 
 class DataGradients(NamedTuple):
@@ -214,10 +223,11 @@ def data_gradients(
     noise_SBA: Tensor,
     beta_S: Tensor,
     settings: COMBOSettings,
+    entropy_in_backup: bool,  # noqa: FBT001 - positional, because compiled
 ) -> DataGradients:
     """All of eq. 2 that needs no sampled actions: the Bellman error, and - beta E_D Q."""
     entropy_weight_S = networks.log_alpha_S.detach().exp()
-    if settings.backup == "deterministic":
+    if not entropy_in_backup:
         entropy_weight_S = torch.zeros_like(entropy_weight_S)
     target_SB = bellman_target(networks, batch, noise_SBA, entropy_weight_S, settings.gamma)
     q_SCB = networks.q(batch.obs, batch.action)
@@ -242,7 +252,8 @@ def draw_actions(
     obs_SBO: Tensor,
     next_obs_SBO: Tensor,
     noise_SBPMA: Tensor,
-    settings: COMBOSettings,
+    prior: Prior,
+    importance: Importance,
 ) -> WeightedActions:
     """The prior's actions at the states of rho."""
     policies = Policies(
@@ -250,7 +261,7 @@ def draw_actions(
         next=_for_samples(networks.policy(next_obs_SBO)),
         previous=_for_samples(TanhGaussian.from_output(previous_actor(obs_SBO))),
     )
-    return PRIORS[settings.prior].draw(policies, noise_SBPMA, IMPORTANCE[settings.importance])
+    return prior.draw(policies, noise_SBPMA, importance)
 
 
 def value_gradients(
@@ -274,11 +285,6 @@ def value_gradients(
     parameters = list(networks.critic.parameters())
     gradients = torch.autograd.grad((weight_S[:, None] * value_SC).sum(), parameters)
     return value_SC.detach(), gradients
-
-
-def _first_rho_row(settings: COMBOSettings) -> int:
-    """Where the rows of rho begin in a batch, which has its real rows first."""
-    return 0 if settings.rho_states == "mix" else settings.real_rows
 
 
 def _for_samples(policy: TanhGaussian) -> TanhGaussian:

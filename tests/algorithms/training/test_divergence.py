@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from algorithms.offline import DIVERGED_Q, select_seeds
-from algorithms.sac import RewardScale
+from algorithms.sac.agent import RewardScale
+from algorithms.stack.state import select_seeds
+from algorithms.training.loop import DIVERGED_Q
 
 SEEDS = (3, 8)
 AGENTS = {

@@ -14,7 +14,8 @@ from small_tasks import (
     step_noise,
 )
 
-from algorithms.sac import RewardScale, TanhGaussian
+from algorithms.sac.agent import RewardScale
+from algorithms.stack.distributions import TanhGaussian
 
 REAL = 8  # rows of 32
 LOG_3 = 1.0986123
@@ -22,13 +23,15 @@ UNIT = REWARD_SCALE.rms  # of a learned beta
 
 
 def agent(reward_scale=REWARD_SCALE, **changes):
-    return small_agent(small_settings("combo", **changes), reward_scale=reward_scale)
+    return small_agent("combo", small_settings("combo", **changes), reward_scale=reward_scale)
 
 
 def step(combo, batch=None, noise=None):
     """One step's statistics per seed."""
     batch = random_batch() if batch is None else batch
-    return combo.gradient_step(batch, step_noise(combo) if noise is None else noise).means
+    means = combo.gradient_step(batch, step_noise(combo) if noise is None else noise).means
+    combo.steps += 1
+    return means
 
 
 def log_beta(combo):

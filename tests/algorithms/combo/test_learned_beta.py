@@ -13,10 +13,11 @@ import os
 import pytest
 import torch
 
-from algorithms.conservative_sac import ConservativeSAC
-from algorithms.sac import RewardScale, SACNetworks
-from algorithms.settings import COMBOSettings
-from algorithms.stack.compilation import can_compile, run_compiled, run_eagerly
+from algorithms.combo.agent import COMBO
+from algorithms.combo.settings import COMBOSettings
+from algorithms.sac.agent import Context, RewardScale
+from algorithms.sac.networks import SACNetworks
+from algorithms.stack.compilation import call_compiled, call_eagerly, can_compile
 from algorithms.stack.transitions import Transition, unpack
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,9 @@ def learned_betas():
     networks = SACNetworks(2, 1, SETTINGS, generators)
     rms, max_q = RewardScale.of(data.reward, SETTINGS.gamma)
     scale_S = torch.tensor([scale for _, scale in cases])
-    run = run_compiled if can_compile("cpu") else run_eagerly
-    agent = ConservativeSAC(networks, SETTINGS, RewardScale(rms * scale_S, max_q * scale_S), run)
+    call = call_compiled if can_compile("cpu") else call_eagerly
+    scale = RewardScale(rms * scale_S, max_q * scale_S)
+    agent = COMBO(Context(networks, SETTINGS, scale, call=call))
     with torch.no_grad():
         agent.log_beta_S.copy_(torch.tensor([math.log(start) for start, _ in cases]))
     real_NW, seed_S1 = data.pack(), torch.arange(len(cases))[:, None]
@@ -112,6 +114,7 @@ def learned_betas():
             batch = unpack(rows, 2, 1)
             batch = batch._replace(reward=batch.reward * scale_S[:, None])
             agent.gradient_step(batch, tuple(x[:, n] for x in noise))
+            agent.steps += 1
             betas.append(agent.log_beta_S.detach().exp())
     return torch.stack(betas), cases
 

@@ -10,14 +10,18 @@ import pytest
 import torch
 from scipy.linalg import solve_discrete_are
 
-from algorithms.conservative_sac import ConservativeSAC
+from algorithms.combo.agent import COMBO
+from algorithms.combo.settings import COMBOSettings
 from algorithms.dynamics.training import EnsembleTraining
 from algorithms.environments.table import never
-from algorithms.offline import NETWORK_STREAM, OfflineTraining
-from algorithms.sac import SAC, RewardScale, SACNetworks
-from algorithms.settings import COMBOSettings, EnsembleSettings, MOPOSettings
+from algorithms.mopo.agent import MOPO
+from algorithms.mopo.settings import MOPOSettings
+from algorithms.sac.agent import Context, RewardScale
+from algorithms.sac.networks import SACNetworks
+from algorithms.settings import EnsembleSettings
 from algorithms.stack.randomness import seed_generators
 from algorithms.stack.transitions import Transition
+from algorithms.training.loop import NETWORK_STREAM, OfflineTraining
 
 A, B = np.array([[0.95, 0.3], [0.0, 0.8]]), np.array([[0.0], [0.5]])  # position, velocity
 Q, R, NOISE = np.diag([1.0, 0.1]), np.array([[0.3]]), 0.05
@@ -89,8 +93,8 @@ SMALL = {
     "dynamics_max_epochs": 15,
 }
 ALGORITHMS = {
-    "mopo": (SAC, MOPOSettings(**SMALL, penalty_coef=0.2)),
-    "combo": (ConservativeSAC, COMBOSettings(**SMALL, beta=0.03, num_action_samples=4)),
+    "mopo": (MOPO, MOPOSettings(**SMALL, penalty_coef=0.2)),
+    "combo": (COMBO, COMBOSettings(**SMALL, beta=0.03, num_action_samples=4)),
 }
 
 
@@ -131,14 +135,8 @@ def test_from_mixed_data_to_within_10_percent_of_the_optimum(
     agent_class, settings = ALGORITHMS[algorithm]
     settings = settings.model_copy(update={"matmul_dtype": matmul_dtype})
     networks = SACNetworks(2, 1, settings, seed_generators(NETWORK_STREAM, SEEDS))
-    training = OfflineTraining(
-        agent_class(networks, settings, RewardScale.of(data.reward, GAMMA)),
-        data,
-        ensemble,
-        settings,
-        SEEDS,
-        termination_fn=never,
-    )
+    context = Context(networks, settings, RewardScale.of(data.reward, GAMMA), ensemble)
+    training = OfflineTraining(agent_class(context), data, SEEDS, termination_fn=never)
     for _ in range(settings.epochs):
         training.train_epoch()
     assert not training.diverged_S.any()

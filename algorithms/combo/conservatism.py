@@ -5,8 +5,8 @@ a prior, that mu has a closed form (CQL, appendix A):
 
     max_mu E_mu[Q] - T KL(mu || prior) = T log E_{a ~ prior} exp(Q(s, a) / T)
 
-estimated with sampled actions. To add a prior, write how it samples and weighs
-actions, enter it in `PRIORS`, and its name in `settings.Prior`.
+estimated with sampled actions. To add a prior, write how it samples and weighs actions, and
+its row above it. torch is imported by those who use it, so the tables can be read without it.
 
 Axes: S seeds, B states, P proposals of M actions each, N = P M actions, A action dims.
 """
@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+from algorithms.registry import Registry
 
-from algorithms import settings
-from algorithms.sac import TanhGaussian
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from algorithms.stack.distributions import TanhGaussian
 
 MAX_ACTION = 1.0 - 1e-6  # atanh(1) is infinite
 
@@ -52,7 +53,7 @@ def own_density(log_density_SBNP: Tensor, log_prior: float) -> tuple[Tensor, Ten
     *_, num_actions, num_proposals = log_density_SBNP.shape
     own = log_density_SBNP.unflatten(2, (num_proposals, -1)).diagonal(dim1=2, dim2=4)
     log_weight = log_prior - own.transpose(2, 3).flatten(2)
-    return log_weight, torch.full_like(log_weight[..., 0], math.log(num_actions))
+    return log_weight, log_weight.new_full(log_weight.shape[:-1], math.log(num_actions))
 
 
 def balanced(log_density_SBNP: Tensor, log_prior: float) -> tuple[Tensor, Tensor]:
@@ -65,12 +66,11 @@ def balanced(log_density_SBNP: Tensor, log_prior: float) -> tuple[Tensor, Tensor
     return log_weight, log_weight.logsumexp(dim=-1)
 
 
-Importance = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+Importance = Callable[["Tensor", float], tuple["Tensor", "Tensor"]]
 
-IMPORTANCE: dict[settings.Importance, Importance] = {
-    "own_density": own_density,
-    "balanced": balanced,
-}
+IMPORTANCE: Registry[Importance] = Registry("importance")
+IMPORTANCE.add("own_density", own_density)
+IMPORTANCE.add("balanced", balanced)
 
 
 # --- priors: policies at the states of rho, [S, B, 1, A], and standard-normal noise [S, B, P, M, A]
@@ -85,8 +85,34 @@ class Policies(NamedTuple):
     previous: TanhGaussian  # pi(.|s) as it was when the epoch began
 
 
+Draw = Callable[[Policies, "Tensor", Importance], WeightedActions]
+
+
+class Prior(NamedTuple):
+    """One row of the table."""
+
+    num_proposals: int  # P
+    draw: Draw
+
+
+PRIORS: Registry[Prior] = Registry("prior")
+
+
+def prior(name: str, *, num_proposals: int) -> Callable[[Draw], Draw]:
+    """Enter the function below it in the table, as a sweep names it."""
+
+    def enter(draw: Draw) -> Draw:
+        PRIORS.add(name, Prior(num_proposals, draw))
+        return draw
+
+    return enter
+
+
+@prior("uniform", num_proposals=3)
 def uniform(policies: Policies, noise_SBPMA: Tensor, importance: Importance) -> WeightedActions:
     """The paper's prior, uniform over [-1, 1]^A: M actions each from it, pi(.|s) and pi(.|s')."""
+    import torch
+
     noise_uniform, noise_current, noise_next = noise_SBPMA.unbind(dim=2)
     # erf(z / sqrt 2) is 2 Phi(z) - 1: uniform over [-1, 1].
     action = (noise_uniform / math.sqrt(2.0)).erf().clamp(-MAX_ACTION, MAX_ACTION)
@@ -108,28 +134,16 @@ def uniform(policies: Policies, noise_SBPMA: Tensor, importance: Importance) -> 
         ],
         dim=-1,
     )
-    return WeightedActions(torch.tanh(u_SBNA), *importance(log_density_SBNP, log_prior))
+    return WeightedActions(u_SBNA.tanh(), *importance(log_density_SBNP, log_prior))
 
 
+@prior("previous_policy", num_proposals=1)
 def previous_policy(
     policies: Policies, noise_SBPMA: Tensor, importance: Importance
 ) -> WeightedActions:
     """The policy at the start of the epoch (CQL(rho)): drawn from the prior itself, unweighted."""
     del importance  # every weight is 1
     action_SBNA, _ = policies.previous.sample(noise_SBPMA.squeeze(2))
-    log_weight = torch.zeros_like(action_SBNA[..., 0])
-    log_total = torch.full_like(log_weight[..., 0], math.log(log_weight.shape[-1]))
+    log_weight = action_SBNA.new_zeros(action_SBNA.shape[:-1])
+    log_total = log_weight.new_full(log_weight.shape[:-1], math.log(log_weight.shape[-1]))
     return WeightedActions(action_SBNA, log_weight, log_total)
-
-
-class PriorEntry(NamedTuple):
-    """A prior by name."""
-
-    num_proposals: int  # P
-    draw: Callable[[Policies, Tensor, Importance], WeightedActions]
-
-
-PRIORS: dict[settings.Prior, PriorEntry] = {
-    "uniform": PriorEntry(3, uniform),
-    "previous_policy": PriorEntry(1, previous_policy),
-}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from algorithms.dynamics.training import EnsembleTraining
-from algorithms.offline import select_seeds
 from algorithms.settings import EnsembleSettings
+from algorithms.stack.state import select_seeds
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-4, "equal_nan": True}
 

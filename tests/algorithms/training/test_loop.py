@@ -199,7 +199,8 @@ def test_q_at_the_last_step_of_rollouts_is_what_critics_think_of_it_after_the_ep
 
 def test_quantiles_of_the_penalty_are_those_of_the_kept_rows(offline_training, monkeypatch):
     """The penalty is here a function of the action, which the rows tell."""
-    monkeypatch.setitem(PENALTIES, "max_std", action_penalty)
+    row = PENALTIES["max_std"]._replace(formula=action_penalty)
+    monkeypatch.setitem(PENALTIES, "max_std", row)
     training = offline_training((3, 8), rollout_batch_size=500, penalty_coef=0.0)
     predict_the_action(training.ensemble)
     statistics = training.train_epoch()

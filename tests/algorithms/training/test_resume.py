@@ -14,9 +14,9 @@ from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import read_ensemble
 from algorithms.dynamics.training import EnsembleTraining
 from algorithms.errors import UserError
-from algorithms.offline import select_seeds
 from algorithms.settings import EnsembleSettings
 from algorithms.stack.randomness import set_generator_states
+from algorithms.stack.state import select_seeds
 
 SMALL = EnsembleSettings(
     num_ensemble=3,

@@ -9,19 +9,11 @@ from torch import nn
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from algorithms.sac import (
-    LOG_STD_BOUNDS,
-    SACNetworks,
-    SACOptimizers,
-    StepNoise,
-    TanhGaussian,
-    actor_loss,
-    alpha_gradient,
-    critic_loss,
-    gradient_step,
-    td_target,
-)
+from algorithms.sac.agent import SACOptimizers, StepNoise, gradient_step
+from algorithms.sac.losses import actor_loss, alpha_gradient, critic_loss, td_target
+from algorithms.sac.networks import SACNetworks
 from algorithms.settings import SACSettings
+from algorithms.stack.distributions import LOG_STD_BOUNDS, TanhGaussian
 from algorithms.stack.transitions import Transition
 
 OBS, ACTION, BATCH = 4, 2, 16

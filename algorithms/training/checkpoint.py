@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 
 from algorithms.errors import UserError
 from algorithms.identity import code_version
-from algorithms.sac import State
+from algorithms.stack.state import State
 
 CHECKPOINT_FORMAT = 2
 TRAINING_COMPONENT = "training"

@@ -1,0 +1,1 @@
+"""COMBO: Conservative Offline Model-Based Policy Optimization (Yu et al. 2021)."""

@@ -1,0 +1,1 @@
+"""MOPO: Model-based Offline Policy Optimization (Yu et al. 2020)."""

@@ -1,0 +1,1 @@
+"""Training of S seeds at once, without Ray and without any algorithm by name."""
