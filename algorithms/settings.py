@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from algorithms.errors import UserError, expected
+from algorithms.registry import Origin
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -123,6 +124,16 @@ class OfflineSettings(SACSettings, EnsembleSettings):
             return frozenset()
         rollouts = {"rollout_length", "rollout_batch_size", "rollout_retain_epochs"}
         return frozenset(rollouts | EnsembleSettings.model_fields.keys())
+
+    @property
+    def matched_penalty(self) -> str | None:
+        """The penalty whose mean over an ensemble's holdout decides a coefficient, if one does."""
+        return None
+
+    @property
+    def origins(self) -> frozenset[Origin]:
+        """The plugins of which the values that have an effect come."""
+        return frozenset()
 
     @model_validator(mode="after")
     def _evaluated_at_the_end(self) -> Self:

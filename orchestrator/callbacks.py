@@ -1,50 +1,153 @@
-"""What follows Ray Tune's trials on the driver: results in the storage, bars on the terminal."""
+"""What follows Ray Tune's trials on the driver: records, results, bars on the terminal.
+
+A trial of Tune's is a job of ours: the seeds of one cell that train together.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+import pandas as pd
 from ray import tune
 
 from algorithms.identity import code_hash
 from orchestrator.progress import Bar, StageProgress
 from orchestrator.results import ResultStore, SeedResult
-from orchestrator.tracking import Tracker
+from orchestrator.tracking.protocol import Tracker
+from orchestrator.tracking.records import EpochRecord, JobRecord
 
 if TYPE_CHECKING:
-    from ray.tune.experiment import Trial as TuneTrial
+    from ray.tune.experiment import Trial
+
+
+def record_of(trial: Trial) -> JobRecord:
+    """What is known of a trial's job."""
+    return JobRecord.model_validate(trial.config["job"]["record"])
+
+
+class TrackingCallback(tune.Callback):
+    """Tells a tracker what the jobs do. It holds nothing that cannot be pickled.
+
+    Several jobs may work at one cell, each at some of its seeds; they share the cell's record,
+    which ends with the last of them.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._active: dict[str, set[str]] = {}  # cell key -> ids of trials at work
+        self._failed: set[str] = set()  # cell keys
+        self._diverged: dict[str, int] = {}  # trial id -> number of its diverged seeds
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        self._tracker.start()
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        cell = record_of(trial).cell
+        self._active.setdefault(cell.key, set()).add(trial.trial_id)
+        self._tracker.start_cell(cell)
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        cell = record_of(trial).cell
+        epoch = EpochRecord(
+            epoch=int(result["training_iteration"]),
+            seeds={int(seed): metrics for seed, metrics in result["seed"].items()},
+            mean=result["mean"] if cell.is_whole else {},
+            minutes=result.get("minutes"),
+        )
+        self._tracker.log_epoch(cell.key, epoch)
+        diverged = tuple(seed for seed, metrics in epoch.seeds.items() if _has_diverged(metrics))
+        if len(diverged) > self._diverged.get(trial.trial_id, 0):
+            self._diverged[trial.trial_id] = len(diverged)
+            self._tracker.start_cell(cell.model_copy(update={"diverged": diverged}))
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        cell, last = record_of(trial).cell, trial.last_result or {}
+        score = last.get("mean", {}).get("run_score")
+        if score is not None and cell.is_whole:
+            self._tracker.log_score(cell.name, score, int(last["training_iteration"]))
+        self._end(trial)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        cell = record_of(trial).cell
+        if trial.trial_id not in self._active.get(cell.key, ()):
+            self._tracker.start_cell(cell)  # it failed before it had started
+        self._failed.add(cell.key)
+        self._end(trial)
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Trials still at work here were interrupted."""
+        for cell_key in self._active:
+            self._tracker.end_cell(cell_key, "KILLED")
+        self._active.clear()
+
+    def _end(self, trial: Trial) -> None:
+        key = record_of(trial).cell.key
+        active = self._active.get(key, set())
+        active.discard(trial.trial_id)
+        if not active:
+            self._active.pop(key, None)
+            self._tracker.end_cell(key, "FAILED" if key in self._failed else "FINISHED")
 
 
 class ResultCallback(tune.Callback):
-    """Points the result of each seed at every checkpoint of its trial."""
+    """Points the result of each seed at every checkpoint of its job, and keeps its curve."""
 
     def __init__(self, store: ResultStore, tracker: Tracker) -> None:
         self._store, self._tracker = store, tracker
+        self._rows: dict[str, list[dict[str, float]]] = defaultdict(list)  # by result key
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        record = record_of(trial)
+        for seed, key in zip(record.cell.seeds, record.result_keys, strict=True):
+            self._rows[key].append({"epoch": result["epoch"], **result["seed"][str(seed)]})
 
     def on_checkpoint(
         self,
         iteration: int,
-        trials: list[TuneTrial],
-        trial: TuneTrial,
+        trials: list[Trial],
+        trial: Trial,
         checkpoint: tune.Checkpoint,
         **info: Any,
     ) -> None:
         # Tune saves between two results: the last one is of the epoch that was saved.
-        result = trial.last_result
-        record = trial.config["job"]["record"]
-        for position, seed in enumerate(record["seeds"]):
+        result, record = trial.last_result, record_of(trial)
+        for position, seed in enumerate(record.cell.seeds):
+            key = record.result_keys[position]
             metrics = result["seed"][str(seed)]
             diverged = _has_diverged(metrics)
             score = metrics.get("run_score")
             if diverged or (score is not None and not math.isfinite(score)):
                 score = None
             finished = {} if score is None or not result["done"] else {result["epoch"]: score}
-            self._store.put(
+            written = self._store.put(
                 SeedResult(
-                    key=record["result_keys"][position],
-                    trial=record["name"],
+                    key=key,
+                    cell=record.cell.name,
+                    other_names=record.other_names,
+                    action_bounds=record.action_bounds,
                     seed=seed,
                     epochs=result["epoch"],
                     run_score=score,
@@ -52,13 +155,23 @@ class ResultCallback(tune.Callback):
                     behaviour_score=result["behaviour_score"],
                     minutes=result["minutes"],
                     checkpoint=checkpoint.path,
-                    index=position,
-                    ensemble_key=record["ensemble_of_seed"][position],
+                    position=position,
+                    ensemble_key=record.ensemble_of_seed[position],
                     code=code_hash(),
-                    mlflow_run_id=self._tracker.run_id(record["cell_key"]),
+                    mlflow_run_id=self._tracker.run_id(record.cell.key),
                     status=_status(diverged=diverged, done=result["done"]),
                 )
             )
+            if written:
+                self._keep_curve(key)
+
+    def _keep_curve(self, key: str) -> None:
+        """The epochs before this run, as far as it continues them, and those since."""
+        curve = pd.DataFrame(self._rows[key]).drop_duplicates("epoch", keep="last")
+        before = self._store.get_curve(key)
+        if len(before):
+            curve = pd.concat([before[before["epoch"] < curve["epoch"].min()], curve])
+        self._store.put_curve(key, curve.sort_values("epoch"))
 
 
 def _has_diverged(metrics: Mapping[str, float]) -> bool:
@@ -72,34 +185,6 @@ def _status(*, diverged: bool, done: bool) -> Literal["running", "finished", "di
     return "finished" if done else "running"
 
 
-def divergence_tags(seeds: Iterable[int]) -> dict[str, str]:
-    """The tags by which a run in MLflow tells its diverged seeds."""
-    return {f"diverged.seed_{seed}": "true" for seed in seeds}
-
-
-class DivergenceCallback(tune.Callback):
-    """Tags the runs of cells whose seeds diverge."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
-        self._told: dict[str, int] = {}  # trial id -> number of diverged seeds
-
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[TuneTrial],
-        trial: TuneTrial,
-        result: dict[str, Any],
-        **info: Any,
-    ) -> None:
-        diverged = [int(seed) for seed, values in result["seed"].items() if _has_diverged(values)]
-        if len(diverged) > self._told.get(trial.trial_id, 0):
-            self._told[trial.trial_id] = len(diverged)
-            record = trial.config["job"]["record"]
-            tags = {**record["tags"], **divergence_tags(diverged)}
-            self._tracker.start_trial({**record, "tags": tags})  # it runs: this adds the tags
-
-
 class ProgressCallback(tune.Callback):
     """Shows every job's epochs and its score so far."""
 
@@ -111,21 +196,19 @@ class ProgressCallback(tune.Callback):
         return {"_progress": None, "_bars": {}}  # Tune pickles callbacks; a terminal cannot be
 
     def on_trial_start(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         if self._progress is None or trial.trial_id in self._bars:
             return
-        job = trial.config["job"]
-        record = job["record"]
-        name = f"{record['name']} seeds {','.join(map(str, record['seeds']))}"
-        epochs = job["settings"]["epochs"]
-        self._bars[trial.trial_id] = self._progress.add(name, epochs, record["epochs_done"])
+        record = record_of(trial)
+        name = f"{record.cell.name} seeds {','.join(map(str, record.cell.seeds))}"
+        self._bars[trial.trial_id] = self._progress.add(name, record.epochs, record.epochs_done)
 
     def on_trial_result(
         self,
         iteration: int,
-        trials: list[TuneTrial],
-        trial: TuneTrial,
+        trials: list[Trial],
+        trial: Trial,
         result: dict[str, Any],
         **info: Any,
     ) -> None:

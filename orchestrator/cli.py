@@ -5,200 +5,263 @@ Exit codes: 0 done, 1 some of the work failed, 2 a mistake of the user's, 130 in
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import signal
 import sys
-from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
+from typer.exceptions import TyperException
 
-from algorithms.errors import UserError
-from algorithms.identity import code_version
-from orchestrator.settings import Settings
+from algorithms.errors import UserError, expected
 
 if TYPE_CHECKING:
-    from orchestrator.sweep import Sweep, Trial
+    import pandas as pd
 
-# What a command needs beyond these is imported inside it: `plan` and every mistake
-# answer at once, without the seconds that Ray, torch and MLflow take to import.
+    from orchestrator.deployment import Deployment
+    from orchestrator.sweep.model import Sweep
+
+# What a command needs beyond these is imported inside it: `--help` and every mistake answer at
+# once, without the seconds that Ray, torch and MLflow take to import.
 
 console = Console(markup=False, emoji=False, highlight=False)  # paths may look like markup
-Command = Callable[[argparse.Namespace, Settings], int]
+app = typer.Typer(
+    help="Experiments with model-based offline reinforcement learning.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="Sweep file (YAML).")]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="FOLDER",
+        help="Root of everything that is kept (default: $ORCHESTRATOR_STORAGE, else "
+        "~/orchestrator); on a cluster, a path that all nodes share.",
+    ),
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the sweep: epochs=5, seeds=3, 'grid.penalty=[none, max_std]'.",
+    ),
+]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        parser = _parser()
-        options = parser.parse_args(arguments)
-        if options.version:
-            print(f"orchestrator {code_version()}")
-            return 0
-        if options.command is None:
-            parser.error("a COMMAND is missing")
-        return int(options.command(options, Settings.from_environment(options.storage)))
+        code = app(arguments, prog_name="orchestrator", standalone_mode=False)
+    except TyperException as error:
+        print(f"error: {_one_line(str(error))} (--help says more)", file=sys.stderr)
+        return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted: the same command continues where this one stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # of `plan --json | head`: whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return int(code or 0)
 
 
-def plan(options: argparse.Namespace, settings: Settings) -> int:
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback
+    if value:
+        from orchestrator import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    *,
+    storage: StorageOption = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the command are those of the command."""
+    del version
+    context.obj = storage
+
+
+def _deployment(context: typer.Context, storage: str | None) -> Deployment:
+    from orchestrator.deployment import Deployment
+
+    return Deployment.from_environment(storage if storage is not None else context.obj)
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    file: SweepFile,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    storage: StorageOption = None,
+    overrides: Overrides = [],  # noqa: B006 - typer's way
+) -> None:
     """Show what `run` would do."""
     from orchestrator.plan import make_plan
-    from orchestrator.sweep import load_sweep, trials
+    from orchestrator.sweep.cell import cells_of
+    from orchestrator.sweep.model import load_sweep, parse_overrides
 
-    sweep = load_sweep(options.file)
-    planned = make_plan(sweep, trials(sweep), settings.storage)
-    if options.json:
+    deployment = _deployment(context, storage)
+    sweep = load_sweep(file, parse_overrides(overrides))
+    planned = make_plan(sweep, cells_of(sweep), deployment.storage)
+    if as_json:
         print(json.dumps(planned.to_json(), indent=2))
     else:
         console.print(planned.render())
-    return 0
 
 
-def run(options: argparse.Namespace, settings: Settings) -> int:
+@app.command()
+def run(
+    context: typer.Context,
+    file: SweepFile,
+    *,
+    storage: StorageOption = None,
+    overrides: Overrides = [],  # noqa: B006 - typer's way
+) -> int:
     """Train what is missing, then print the table."""
-    from orchestrator.plan import make_plan
-    from orchestrator.sweep import load_sweep, trials
+    from orchestrator.run import run as train
+    from orchestrator.sweep.model import load_sweep, parse_overrides
 
-    sweep = load_sweep(options.file)
-    cells = trials(sweep)
-    planned = make_plan(sweep, cells, settings.storage)
-    if planned.missing_data:
-        raise UserError("; ".join(planned.missing_data))
-    settings.prepare()
-    console.print(planned.summary())
-    code = 0
-    if planned.jobs:
-        from orchestrator import tuning
-
-        # `ray job stop` ends a sweep as Ctrl-C does: in order.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        code = tuning.run(sweep, cells, settings, console)
-    _print_table(sweep, cells, settings)
+    deployment = _deployment(context, storage)
+    sweep = load_sweep(file, parse_overrides(overrides))
+    # `ray job stop` ends a sweep as Ctrl-C does: in order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    outcome = train(sweep, deployment, console)
+    _print_table(sweep, outcome.table)
+    for error in outcome.failed:
+        console.print(f"failed: {error}", style="red", soft_wrap=True)
     # As the user has called it: it need not be on the PATH.
     program = sys.argv[0] if Path(sys.argv[0]).name == "orchestrator" else "orchestrator"
-    console.print(f"dashboard: {program} ui --storage {settings.storage}", soft_wrap=True)
-    return code
+    console.print(f"dashboard: {program} ui --storage {deployment.storage}", soft_wrap=True)
+    return 1 if outcome.failed else 0
 
 
-def report(options: argparse.Namespace, settings: Settings) -> int:
+@app.command()
+def report(
+    context: typer.Context,
+    file: SweepFile,
+    *,
+    storage: StorageOption = None,
+    overrides: Overrides = [],  # noqa: B006 - typer's way
+) -> None:
     """Print the table of what is trained so far."""
-    from orchestrator.sweep import load_sweep, trials
+    from orchestrator.report.table import summary
+    from orchestrator.results import ResultStore, remembered
+    from orchestrator.sweep.cell import cells_of
+    from orchestrator.sweep.model import load_sweep, parse_overrides
 
-    sweep = load_sweep(options.file)
-    _print_table(sweep, trials(sweep), settings)
-    return 0
-
-
-def _print_table(sweep: Sweep, cells: list[Trial], settings: Settings) -> None:
-    from orchestrator import report as tables
-    from orchestrator.results import ResultStore
-
-    frame = tables.summary(cells, ResultStore(settings.storage))
-    console.print(tables.render(sweep, frame))
+    deployment = _deployment(context, storage)
+    sweep = load_sweep(file, parse_overrides(overrides))
+    found = cells_of(sweep, remembered(deployment.storage))
+    _print_table(sweep, summary(found, ResultStore(deployment.storage)))
 
 
-def export(options: argparse.Namespace, settings: Settings) -> int:
+def _print_table(sweep: Sweep, table: pd.DataFrame) -> None:
+    from orchestrator.report.table import render
+
+    console.print(render(sweep, table))
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="A cell's name: `plan --json`.")],
+    *,
+    seed: Annotated[int, typer.Option(help="Which of the cell's seeds.")],
+    out: Annotated[Path | None, typer.Option(metavar="PATH", help="File or folder.")] = None,
+    storage: StorageOption = None,
+) -> None:
     """Write one trained policy to a file that loads with torch alone."""
     from orchestrator.export import USAGE, export_policy
 
-    path, result = export_policy(options.trial, options.seed, options.out, settings.storage)
+    deployment = _deployment(context, storage)
+    path, result = export_policy(cell, seed, out, deployment.storage)
     score = "no score yet" if result.run_score is None else f"score {result.run_score:.1f}"
     print(f"wrote {path}: {result.epochs} epochs, {score}; to use it:")
     print(USAGE.format(path=str(path)))
-    return 0
 
 
-def data(options: argparse.Namespace, settings: Settings) -> int:
+@app.command()
+def data(
+    context: typer.Context,
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="bundled/NAME, d4rl/NAME or file:PATH")
+    ],
+    *,
+    env: Annotated[
+        str | None, typer.Option(help="Environment of a file that does not name its own.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Transitions of bundled data.")] = None,
+    storage: StorageOption = None,
+) -> None:
     """Generate a data set if it has to be, and describe it."""
-    from algorithms.data.catalog import resolve
-    from algorithms.data.datasets import load
+    from algorithms.data.source import load, resolve
 
-    spec = resolve(options.dataset, env=options.env, size=options.size)
-    settings.prepare()
-    dataset = load(spec, settings.storage)
+    deployment = _deployment(context, storage)
+    spec = resolve(dataset, env=env, size=size)
+    deployment.prepare()
+    loaded = load(spec, deployment.storage)
     console.print(
-        f"{spec.id}: {spec.env_id}, {len(dataset.reward):,} transitions, "
-        f"mean normalised score of its episodes {dataset.behaviour_score(spec.env_id):.1f}, "
+        f"{spec.id}: {spec.env_id}, {len(loaded.reward):,} transitions, "
+        f"mean normalised score of its episodes {loaded.behaviour_score(spec.env_id):.1f}, "
         f"content {spec.content_hash[:12]}",
         soft_wrap=True,
     )
-    return 0
 
 
-def ui(options: argparse.Namespace, settings: Settings) -> int:
+@app.command()
+def ui(
+    context: typer.Context,
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    storage: StorageOption = None,
+) -> int:
     """Serve MLflow's dashboard until Ctrl-C."""
     from orchestrator import dashboard
 
-    return dashboard.serve(settings, options.host, options.port, console)
+    return dashboard.serve(_deployment(context, storage), host, port, console)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes in arguments are told like all others."""
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of sweep files, for editors."""
+    from orchestrator.sweep.schema import sweep_schema
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help says more)")
+    print(json.dumps(sweep_schema(), indent=1))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="orchestrator",
-        description="Experiments with model-based offline reinforcement learning.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="store_true", help="print the version and stop")
-    parser.set_defaults(command=None)
-    commands = parser.add_subparsers(metavar="COMMAND")
-
-    def command(function: Command) -> argparse.ArgumentParser:
-        added = commands.add_parser(
-            function.__name__,
-            help=function.__doc__,
-            description=function.__doc__,
-            allow_abbrev=False,
-        )
-        added.add_argument(
-            "--storage",
-            type=Path,
-            metavar="FOLDER",
-            help="root of everything that is kept (default: $ORCHESTRATOR_STORAGE, "
-            "else ~/orchestrator); on a cluster, a path that all nodes share",
-        )
-        added.set_defaults(command=function)
-        return added
-
-    file: dict[str, Any] = {"type": Path, "metavar": "FILE", "help": "sweep file (YAML)"}
-    command_plan = command(plan)
-    command_plan.add_argument("file", **file)
-    command_plan.add_argument("--json", action="store_true", help="for programs")
-    command(run).add_argument("file", **file)
-    command(report).add_argument("file", **file)
-
-    command_export = command(export)
-    command_export.add_argument(
-        "trial", metavar="TRIAL", help="a trial's name, as `plan --json` lists it"
-    )
-    command_export.add_argument("--seed", type=int, required=True)
-    command_export.add_argument("--out", type=Path, metavar="FILE")
-
-    command_data = command(data)
-    command_data.add_argument(
-        "dataset", metavar="DATASET", help="bundled/NAME, d4rl/NAME or file:PATH"
-    )
-    command_data.add_argument("--env", help="environment of a file that does not name its own")
-    command_data.add_argument("--size", type=int, help="transitions of bundled data")
-
-    command_ui = command(ui)
-    command_ui.add_argument("--host", default="127.0.0.1")
-    command_ui.add_argument("--port", type=int, default=5000)
-    return parser
+@app.command()
+def example(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="For example: quickstart")],
+) -> None:
+    """Print one of the sweeps that come with the project."""
+    folder = resources.files("orchestrator") / "examples"
+    names = [file.name.removesuffix(".yaml") for file in folder.iterdir() if "yaml" in file.name]
+    if name not in names:
+        raise UserError(expected("example", name, names))
+    print((folder / f"{name}.yaml").read_text(encoding="utf-8"), end="")
 
 
 if __name__ == "__main__":

@@ -11,27 +11,27 @@ import sys
 from rich.console import Console
 
 from algorithms.errors import UserError
-from orchestrator.settings import Settings
+from orchestrator.deployment import Deployment
 
 # MLflow opens on its side for language models unless told otherwise.
 PAGE = "#/experiments?workflowType=machine_learning"
 
 
-def serve(settings: Settings, host: str, port: int, console: Console) -> int:
+def serve(deployment: Deployment, host: str, port: int, console: Console) -> int:
     """Serve the embedded store until interrupted; of a remote server, print the address.
 
     Raises:
         UserError: nothing has been recorded yet, or the port is taken.
     """
-    if settings.tracking_uri.startswith(("http://", "https://")):
-        console.print(f"dashboard: {settings.tracking_uri}", soft_wrap=True)
+    if deployment.tracking_uri.startswith(("http://", "https://")):
+        console.print(f"dashboard: {deployment.tracking_uri}", soft_wrap=True)
         return 0
-    if not settings.storage.is_dir():
-        raise UserError(f"storage {settings.storage} does not exist: run a sweep first")
+    if not deployment.storage.path("").is_dir():
+        raise UserError(f"storage {deployment.storage} does not exist: run a sweep first")
     _refuse_taken(host, port)
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
-    command += ["--backend-store-uri", settings.tracking_uri]
-    command += ["--artifacts-destination", str(settings.artifacts)]
+    command += ["--backend-store-uri", deployment.tracking_uri]
+    command += ["--artifacts-destination", str(deployment.artifacts)]
     # One reader at a time: a second worker would take as much memory again.
     command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
     # Without job execution the server needs a fifth of the memory.

@@ -7,7 +7,6 @@ for a trainer that needs one would wait for ever; so they only fetch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -15,13 +14,19 @@ from rich.console import Console
 
 from algorithms.dynamics.service import ensemble_service, trainer_resources
 from algorithms.dynamics.spec import EnsembleSpec
+from algorithms.loading import Plugin
+from algorithms.storage import Storage
 from orchestrator.progress import StageProgress
 
 POLL_SECONDS = 1.0
 
 
 def train(
-    specs: Sequence[EnsembleSpec], storage: Path, device: str, console: Console
+    specs: Sequence[EnsembleSpec],
+    storage: Storage,
+    device: str,
+    plugins: Sequence[Plugin],
+    console: Console,
 ) -> dict[str, str]:
     """Train and publish the given ensembles, side by side, showing how each gets on.
 
@@ -31,7 +36,7 @@ def train(
         return {}
     resources = trainer_resources(device, len(specs))
     service = ensemble_service(storage)
-    waiting = {service.obtain.remote(spec, resources): spec for spec in specs}
+    waiting = {service.obtain.remote(spec, resources, plugins): spec for spec in specs}
     names = {spec.key: f"ensemble {spec.dataset.slug} seed {spec.seed}" for spec in specs}
     failed: dict[str, str] = {}
     with StageProgress(console) as progress:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from algorithms.data.catalog import DatasetSpec
-from algorithms.data.datasets import at_hand, missing
-from algorithms.dynamics.spec import EnsembleSpec
+from algorithms.data.source import at_hand, missing
+from algorithms.data.spec import DatasetSpec
+from algorithms.dynamics.spec import EnsembleSpec, is_published
 from algorithms.presets import PRESETS
+from algorithms.storage import Storage
 from orchestrator.results import ResultStore
-from orchestrator.sweep import Sweep, Trial
+from orchestrator.sweep.cell import Cell
+from orchestrator.sweep.model import Sweep
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,22 @@ class Resume:
     """Where the seeds of a job continue."""
 
     checkpoint: str  # absolute path of a folder
-    indices: tuple[int, ...]  # position of each of the job's seeds in the checkpoint's stack
+    positions: tuple[int, ...]  # of each of the job's seeds in the checkpoint's stack
     epochs: int  # done
 
 
 @dataclass(frozen=True)
 class Job:
-    """Seeds of one trial that train together in one program: one trial of Ray Tune."""
+    """Seeds of one cell that train together in one program: one trial of Ray Tune."""
 
-    trial: Trial
+    cell: Cell
     seeds: tuple[int, ...]
     resume: Resume | None  # None: from the start
 
     @property
     def ensembles(self) -> tuple[EnsembleSpec | None, ...]:
         """The dynamics ensemble of each seed, None without a model."""
-        return tuple(self.trial.ensemble(seed) for seed in self.seeds)
+        return tuple(self.cell.ensemble(seed) for seed in self.seeds)
 
     @property
     def ensemble_keys(self) -> set[str]:
@@ -49,24 +50,24 @@ class Job:
 
     @property
     def epochs_left(self) -> int:
-        return self.trial.settings.epochs - (self.resume.epochs if self.resume else 0)
+        return self.cell.settings.epochs - (self.resume.epochs if self.resume else 0)
 
     @property
     def gradient_steps(self) -> int:
         """Gradient steps left, summed over seeds."""
-        steps_per_epoch = self.trial.settings.gradient_steps_per_epoch
+        steps_per_epoch = self.cell.settings.gradient_steps_per_epoch
         return len(self.seeds) * self.epochs_left * steps_per_epoch
 
 
 @dataclass(frozen=True)
-class TrialPlan:
+class CellPlan:
     """One cell: the seeds that are done, and jobs for the others."""
 
-    trial: Trial
+    cell: Cell
     done: tuple[int, ...]
     jobs: tuple[Job, ...]
     lost: tuple[int, ...] = ()  # seeds that start anew because their checkpoint is gone
-    same_as: Trial | None = None  # another name for that cell, which has the jobs
+    same_as: Cell | None = None  # another name for that cell, which has the jobs
 
     @property
     def continuing(self) -> tuple[Job, ...]:
@@ -78,13 +79,13 @@ class TrialPlan:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "name": self.trial.name,
-            "variant": self.trial.variant,
-            "algorithm": self.trial.algorithm,
-            "dataset": self.trial.dataset_label,
-            "settings": self.trial.settings.model_dump(mode="json"),
+            "name": self.cell.name,
+            "variant": self.cell.variant,
+            "algorithm": self.cell.algorithm,
+            "dataset": self.cell.dataset_label,
+            "settings": self.cell.settings.model_dump(mode="json"),
             "same_as": self.same_as and self.same_as.name,
-            "seeds": list(self.trial.seeds),
+            "seeds": list(self.cell.seeds),
             "done": list(self.done),
             "continuing": [
                 {"seeds": list(job.seeds), "epochs": job.resume.epochs}
@@ -97,7 +98,7 @@ class TrialPlan:
 
 @dataclass(frozen=True)
 class EnsemblePlan:
-    """One dynamics ensemble that the sweep's trials share."""
+    """One dynamics ensemble that the sweep's cells share."""
 
     spec: EnsembleSpec
     cached: bool  # published in the storage
@@ -122,14 +123,14 @@ class Plan:
     """Everything that `orchestrator run` would do."""
 
     sweep: Sweep
-    trials: tuple[TrialPlan, ...]
+    cells: tuple[CellPlan, ...]
     ensembles: tuple[EnsemblePlan, ...]
     datasets_to_generate: tuple[DatasetSpec, ...]
     missing_data: tuple[str, ...]  # for each file that a job lacks, where to put it
 
     @property
     def jobs(self) -> tuple[Job, ...]:
-        return tuple(job for trial in self.trials for job in trial.jobs)
+        return tuple(job for cell in self.cells for job in cell.jobs)
 
     @property
     def ensembles_to_train(self) -> tuple[EnsembleSpec, ...]:
@@ -140,19 +141,28 @@ class Plan:
         """Gradient steps left, summed over seeds."""
         return sum(job.gradient_steps for job in self.jobs)
 
+    def is_current(self, store: ResultStore) -> bool:
+        """Whether the seeds that are to train stand where they stood when it was made."""
+        for job in self.jobs:
+            for seed in job.seeds:
+                result = store.get(job.cell.result_key(seed))
+                if (result.epochs if result else 0) != (job.resume.epochs if job.resume else 0):
+                    return False
+        return True
+
     def summary(self) -> str:
         """The plan in one sentence."""
         if not self.jobs:
-            return f"nothing to run: {_count(len(self.trials), 'trial')} done"
+            return f"nothing to run: {_count(len(self.cells), 'cell')} done"
         seeds = sum(len(job.seeds) for job in self.jobs)
-        trials = sum(bool(trial.jobs) for trial in self.trials)
-        parts = [f"{_count(seeds, 'seed')} in {_count(trials, 'trial')}"]
+        cells = sum(bool(cell.jobs) for cell in self.cells)
+        parts = [f"{_count(seeds, 'seed')} in {_count(cells, 'cell')}"]
         if self.ensembles_to_train:
             parts.append(f"{_count(len(self.ensembles_to_train), 'dynamics ensemble')} to train")
         if self.datasets_to_generate:
             parts.append(f"{_count(len(self.datasets_to_generate), 'data set')} to generate")
         text = f"to run: {', '.join(parts)}; {self.gradient_steps:,} gradient steps"
-        if lost := sum(len(trial.lost) for trial in self.trials):
+        if lost := sum(len(cell.lost) for cell in self.cells):
             text += f"; {_count(lost, 'seed')} of these start anew: their checkpoints are gone"
         return text
 
@@ -162,39 +172,55 @@ class Plan:
             "question": self.sweep.question,
             "preset": self.sweep.preset,
             "dynamics_seeds": self.sweep.dynamics_seeds,
-            "trials": [trial.to_json() for trial in self.trials],
+            "cells": [cell.to_json() for cell in self.cells],
             "ensembles": [ensemble.to_json() for ensemble in self.ensembles],
             "datasets_to_generate": [dataset.id for dataset in self.datasets_to_generate],
             "missing_data": list(self.missing_data),
+            "plugins": [
+                {"name": plugin.name, "sha256": plugin.sha256}
+                for plugin in self.sweep.loaded_plugins
+            ],
             "gradient_steps": self.gradient_steps,
         }
 
     def render(self) -> RenderableType:
-        """Tables of trials, preset and ensembles for a terminal."""
-        shown: list[RenderableType] = [self._trials_table()]
+        """Tables of cells, preset and ensembles for a terminal."""
+        shown: list[RenderableType] = [self._cells_table()]
         if self.sweep.preset:
             shown.append(self._preset_table(self.sweep.preset))
         if self.ensembles:
             shown.append(self._ensembles_table())
-        return Group(*shown, *self.missing_data, self.summary())
+        return Group(*shown, *self._plugin_lines(), *self.missing_data, self.summary())
 
-    def _trials_table(self) -> Table:
+    def _plugin_lines(self) -> list[str]:
+        """Which plugins are part of the keys, and of how many cells."""
+        lines = []
+        for plugin in self.sweep.loaded_plugins:
+            users = sum(
+                plugin.name in {origin.plugin for origin in entry.cell.origins}
+                for entry in self.cells
+            )
+            used = f"part of the keys of {_count(users, 'cell')}" if users else "used by no cell"
+            lines.append(f"plugin {plugin.name}: source {plugin.sha256[:12]}, {used}")
+        return lines
+
+    def _cells_table(self) -> Table:
         headings = ("variant", "dataset", "done", "to continue", "new", "epochs")
-        table = _table(f"{self.sweep.name}: trials", headings)
-        for cell in self.trials:
+        table = _table(f"{self.sweep.name}: cells", headings)
+        for entry in self.cells:
             continuing = [
                 f"{_seeds(job.seeds)} from epoch {job.resume.epochs}"
-                for job in cell.continuing
+                for job in entry.continuing
                 if job.resume
             ]
-            new = f"as {cell.same_as.variant}" if cell.same_as else _seeds(cell.new)
+            new = f"as {entry.same_as.variant}" if entry.same_as else _seeds(entry.new)
             table.add_row(
-                cell.trial.variant,
-                cell.trial.dataset_label,
-                _seeds(cell.done),
+                entry.cell.variant,
+                entry.cell.dataset_label,
+                _seeds(entry.done),
                 "; ".join(continuing) or "-",
                 new,
-                str(cell.trial.settings.epochs),
+                str(entry.cell.settings.epochs),
             )
         return table
 
@@ -202,9 +228,9 @@ class Plan:
         """What the preset decides: the same for all variants that do not choose otherwise."""
         everywhere: dict[str, Any] = {}
         rows: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
-        for cell in self.trials:
-            row = rows[cell.trial.dataset_label, cell.trial.algorithm]
-            for key, value in cell.trial.preset.items():
+        for entry in self.cells:
+            row = rows[entry.cell.dataset_label, entry.cell.algorithm]
+            for key, value in entry.cell.preset.items():
                 (everywhere if key in PRESETS[preset].everywhere else row)[key] = value
         title = f"preset {preset}: {_settings(everywhere)}"
         table = _table(title, ("dataset", "algorithm", "settings"))
@@ -222,25 +248,25 @@ class Plan:
         return table
 
 
-def make_plan(sweep: Sweep, trials: list[Trial], storage: Path) -> Plan:
+def make_plan(sweep: Sweep, cells: list[Cell], storage: Storage) -> Plan:
     """Compare the sweep with the storage.
 
     Raises:
         UserError: a result in the storage is unreadable.
     """
     store = ResultStore(storage)
-    planned = _plan_trials(trials, store)
-    specs = {spec.key: spec for trial in trials for spec in trial.ensembles}
-    jobs = [job for cell in planned for job in cell.jobs]
+    planned = _plan_cells(cells, store)
+    specs = {spec.key: spec for cell in cells for spec in cell.ensembles}
+    jobs = [job for entry in planned for job in entry.jobs]
     needed = {key for job in jobs for key in job.ensemble_keys}
-    datasets = {job.trial.dataset.content_hash: job.trial.dataset for job in jobs}.values()
+    datasets = {job.cell.dataset.content_hash: job.cell.dataset for job in jobs}.values()
     return Plan(
         sweep=sweep,
-        trials=planned,
+        cells=planned,
         ensembles=tuple(
             EnsemblePlan(
                 spec=spec,
-                cached=(storage / "ensembles" / key / "ensemble.json").is_file(),
+                cached=is_published(storage, key),
                 needed=key in needed,
             )
             for key, spec in specs.items()
@@ -250,46 +276,46 @@ def make_plan(sweep: Sweep, trials: list[Trial], storage: Path) -> Plan:
     )
 
 
-def _plan_trials(trials: list[Trial], store: ResultStore) -> tuple[TrialPlan, ...]:
-    first: dict[str, Trial] = {}
+def _plan_cells(cells: list[Cell], store: ResultStore) -> tuple[CellPlan, ...]:
+    first: dict[str, Cell] = {}
     planned = []
-    for trial in trials:
-        cell = _plan_trial(trial, store)
-        same = first.setdefault(trial.cell_key, trial)
-        if same is not trial:
-            cell = replace(cell, jobs=(), lost=(), same_as=same)
-        planned.append(cell)
+    for cell in cells:
+        entry = _plan_cell(cell, store)
+        same = first.setdefault(cell.cell_key, cell)
+        if same is not cell:
+            entry = replace(entry, jobs=(), lost=(), same_as=same)
+        planned.append(entry)
     return tuple(planned)
 
 
-def _plan_trial(trial: Trial, store: ResultStore) -> TrialPlan:
+def _plan_cell(cell: Cell, store: ResultStore) -> CellPlan:
     done: list[int] = []
     new: list[int] = []
     lost: list[int] = []
     # Seeds train together only if they stand at the same epoch of the same checkpoint.
     continuing: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
-    for seed in trial.seeds:
-        result = store.get(trial.result_key(seed))
+    for seed in cell.seeds:
+        result = store.get(cell.result_key(seed))
         if result is None:
             new.append(seed)
-        elif result.done(trial.settings.epochs):
+        elif result.done(cell.settings.epochs):
             done.append(seed)
         elif checkpoint := result.existing_checkpoint:
-            continuing[checkpoint, result.epochs].append((seed, result.index))
+            continuing[checkpoint, result.epochs].append((seed, result.position))
         else:
             new.append(seed)
             lost.append(seed)
     jobs = [
         Job(
-            trial=trial,
+            cell=cell,
             seeds=tuple(seed for seed, _ in group),
             resume=Resume(checkpoint, tuple(index for _, index in group), epochs),
         )
         for (checkpoint, epochs), group in continuing.items()
     ]
     if new:
-        jobs.append(Job(trial=trial, seeds=tuple(new), resume=None))
-    return TrialPlan(trial=trial, done=tuple(done), jobs=tuple(jobs), lost=tuple(lost))
+        jobs.append(Job(cell=cell, seeds=tuple(new), resume=None))
+    return CellPlan(cell=cell, done=tuple(done), jobs=tuple(jobs), lost=tuple(lost))
 
 
 def _count(number: int, noun: str) -> str:

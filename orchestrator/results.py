@@ -1,28 +1,40 @@
 """What is known of each seed: small JSON pointers to checkpoints, one per result key.
 
-A pointer is written by the trial that trained the seed, after the checkpoint it
-points to, and read by every later plan and report of any sweep that needs the
-same result.
+A pointer is written for the job that trained the seed, after the checkpoint it points to, and
+read by every later plan and report of any sweep that needs the same result. So it is named by its
+key alone: sweeps may call the same cell by different names. Its curve lies beside it.
 """
 
 from __future__ import annotations
 
-import uuid
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import pandas as pd
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from algorithms.data.spec import FILE_PREFIX, DatasetSpec
 from algorithms.errors import UserError
+from algorithms.identity import content_key
+from algorithms.storage import Storage
+from orchestrator.sweep.cell import Resolve, resolve_entry
+from orchestrator.sweep.model import DatasetEntry
 
 
 class SeedResult(BaseModel):
-    """One seed of one cell: how far it is, how good, and where its state lies."""
+    """One seed of one cell: how far it is, how good, and where its state lies.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    What it does not know in a file, of a later version, it leaves out.
+    """
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     key: str
-    trial: str  # name of the trial that trained it
+    # Name of the cell that trained it; `trial` in files of version 0.1.
+    cell: str = Field(validation_alias=AliasChoices("cell", "trial"))
+    other_names: tuple[str, ...] = ()  # of cells of which it is the result as well
     seed: int
     epochs: int  # done in all
     run_score: float | None  # normalised; mean of the last 10 evaluations; None if it diverged
@@ -30,13 +42,20 @@ class SeedResult(BaseModel):
     # asked for 100 epochs keeps its number when another one goes on to 1000.
     finished_scores: dict[int, float] = {}
     behaviour_score: float | None  # mean normalised score of the data's complete episodes
-    minutes: float  # wall time of the trial's training up to here, over all its runs
+    minutes: float  # wall time of the job's training up to here, over all its runs
     checkpoint: str | None  # folder; in the file relative to the storage, which may move
-    index: int  # position in the checkpoint's stack of seeds
+    # In the checkpoint's stack of seeds; `index` in files of version 0.1.
+    position: int = Field(validation_alias=AliasChoices("position", "index"))
     ensemble_key: str | None  # None: trained without a model
+    action_bounds: tuple[float, float] = (-1.0, 1.0)  # of the environment's actions
     code: str = ""  # `algorithms.identity.code_hash`
     mlflow_run_id: str | None = None
     status: Literal["running", "finished", "diverged"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All cells of which it is the result, the one that trained it first."""
+        return (self.cell, *self.other_names)
 
     def done(self, epochs: int) -> bool:
         """Whether nothing is left to train of a seed that should reach `epochs`.
@@ -66,11 +85,10 @@ class SeedResult(BaseModel):
 
 
 class ResultStore:
-    """The pointers below `<storage>/results`. Reading creates nothing."""
+    """The pointers below `results/` in a storage. Reading creates nothing."""
 
-    def __init__(self, storage: Path) -> None:
+    def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._folder = storage / "results"
 
     def get(self, key: str) -> SeedResult | None:
         """The result with this key, or None if the seed was never checkpointed.
@@ -78,21 +96,19 @@ class ResultStore:
         Raises:
             UserError: the file is damaged or of another version of the project.
         """
-        try:
-            text = self._path(key).read_text(encoding="utf-8")
-        except FileNotFoundError:
+        content = self._storage.get(_name(key))
+        if content is None:
             return None
         try:
-            result = SeedResult.model_validate_json(text)
-            return self._located(result)
+            return self._located(SeedResult.model_validate_json(content))
         except ValidationError:
             raise UserError(
-                f"{self._path(key)} is not a result that this version can read: "
+                f"{self._storage}/{_name(key)} is not a result that this version can read: "
                 "delete it to train the seed again"
             ) from None
 
-    def put(self, result: SeedResult) -> None:
-        """Write or replace a result; a reader sees the old one or the new one, whole.
+    def put(self, result: SeedResult) -> bool:
+        """Write or replace a result; whether it was written.
 
         A result that stands at more epochs stays, while it can be of use: a training that
         starts anew, or lags behind another, does not undo what is there.
@@ -101,27 +117,76 @@ class ResultStore:
         if old is not None:
             useful = old.status == "finished" or old.existing_checkpoint
             if old.epochs > result.epochs and useful:
-                return
+                return False
             scores = old.finished_scores | result.finished_scores
-            result = result.model_copy(update={"finished_scores": scores})
-        if result.checkpoint and Path(result.checkpoint).is_relative_to(self._storage):
-            relative = Path(result.checkpoint).relative_to(self._storage)
+            names = [name for name in (*result.names, *old.names) if name != result.cell]
+            others = tuple(dict.fromkeys(names))
+            result = result.model_copy(update={"finished_scores": scores, "other_names": others})
+        self._write(result)
+        return True
+
+    def add_name(self, key: str, cell: str) -> None:
+        """Remember that a result is that of `cell` as well."""
+        result = self.get(key)
+        if result is not None and cell not in result.names:
+            names = (*result.other_names, cell)
+            self._write(result.model_copy(update={"other_names": names}))
+
+    def _write(self, result: SeedResult) -> None:
+        root = self._storage.path("")
+        if result.checkpoint and Path(result.checkpoint).is_relative_to(root):
+            relative = Path(result.checkpoint).relative_to(root)
             result = result.model_copy(update={"checkpoint": str(relative)})
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(result.key)
-        aside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-        aside.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        aside.replace(path)
+        self._storage.put(_name(result.key), (result.model_dump_json(indent=1) + "\n").encode())
 
     def all(self) -> list[SeedResult]:
         """Every result in the storage, in the order of their keys."""
-        found = (self.get(path.stem) for path in sorted(self._folder.glob("*.json")))
-        return [result for result in found if result is not None]
+        keys = [n.removesuffix(".json") for n in self._storage.list("results") if ".json" in n]
+        return [result for result in map(self.get, keys) if result is not None]
+
+    def put_curve(self, key: str, curve: pd.DataFrame) -> None:
+        """Write or replace the curve of a result: a column `epoch`, and one per metric."""
+        self._storage.put(_curve(key), curve.to_csv(index=False).encode())
+
+    def get_curve(self, key: str) -> pd.DataFrame:
+        """The curve of a result, up to its last checkpoint; empty where there is none."""
+        content = self._storage.get(_curve(key))
+        return pd.DataFrame() if content is None else pd.read_csv(io.BytesIO(content))
 
     def _located(self, result: SeedResult) -> SeedResult:
         if result.checkpoint is None:
             return result
-        return result.model_copy(update={"checkpoint": str(self._storage / result.checkpoint)})
+        path = self._storage.path(result.checkpoint)
+        return result.model_copy(update={"checkpoint": str(path)})
 
-    def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.json"
+
+def _name(key: str) -> str:
+    return f"results/{key}.json"
+
+
+def _curve(key: str) -> str:
+    return f"curves/{key}.csv"
+
+
+# --- what a data set was when a sweep ran: results are looked up without opening its file
+
+
+def remember_datasets(resolved: Mapping[DatasetEntry, DatasetSpec], storage: Storage) -> None:
+    """Keep what a sweep's files of one's own are."""
+    for entry, spec in resolved.items():
+        if entry.id.startswith(FILE_PREFIX):
+            storage.put(_dataset(entry), spec.model_dump_json(indent=1).encode())
+
+
+def remembered(storage: Storage) -> Resolve:
+    """Resolves the entries of a sweep, files of one's own as they were when it last ran."""
+
+    def resolve(entry: DatasetEntry) -> DatasetSpec:
+        content = storage.get(_dataset(entry)) if entry.id.startswith(FILE_PREFIX) else None
+        return resolve_entry(entry) if content is None else DatasetSpec.model_validate_json(content)
+
+    return resolve
+
+
+def _dataset(entry: DatasetEntry) -> str:
+    return f"datasets/{content_key(entry.model_dump(mode='json'))}.json"

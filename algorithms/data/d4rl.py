@@ -7,18 +7,32 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from rich.progress import Progress
+
 from algorithms.data import hdf5
-from algorithms.data.catalog import CATALOG, D4RL, D4RL_PREFIX, D4RL_VERSION, DatasetSpec
+from algorithms.data.catalog import CATALOG, D4RL, D4RL_PREFIX, D4RL_VERSION, TASKS
 from algorithms.data.hdf5 import OfflineDataset
+from algorithms.data.source import of_catalog, refuse_size
+from algorithms.data.spec import DatasetSpec
 from algorithms.errors import UserError
+from algorithms.storage import Storage
 
 # Plain HTTP: what comes from there is trusted for its hash alone.
 ORIGIN = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
 
 
-def folders(storage: Path) -> list[Path]:
+def resolve(dataset_id: str, *, env: str | None, size: int | None, task: str | None) -> DatasetSpec:
+    refuse_size(dataset_id, size)
+    entry = CATALOG[dataset_id]
+    assert isinstance(entry, D4RL)
+    own = dataset_id.removeprefix(D4RL_PREFIX).removesuffix(D4RL_VERSION)
+    spec = DatasetSpec(id=dataset_id, env_id=TASKS[own], content_hash=entry.sha256, task=own)
+    return of_catalog(dataset_id, spec, env=env, task=task)
+
+
+def folders(storage: Storage) -> list[Path]:
     """Where a file may lie, first come first served: the storage, then d4rl's own places."""
-    candidates = [storage / "data" / "d4rl"]
+    candidates = [storage.path("data/d4rl")]
     if named := os.environ.get("D4RL_DATASET_DIR"):
         candidates.append(Path(named))
     with suppress(RuntimeError):  # a container's user need not have a home
@@ -32,7 +46,7 @@ def file_name(spec: DatasetSpec) -> str:
     return f"{task.replace('-', '_')}{D4RL_VERSION}.hdf5"
 
 
-def find(spec: DatasetSpec, storage: Path) -> Path:
+def find(spec: DatasetSpec, storage: Storage) -> Path:
     """The first file of that name and length.
 
     Raises:
@@ -56,7 +70,7 @@ def find(spec: DatasetSpec, storage: Path) -> Path:
     )
 
 
-def missing(spec: DatasetSpec, storage: Path) -> str | None:
+def missing(spec: DatasetSpec, storage: Storage) -> str | None:
     """None if the file is there with its right length, else the sentence of `find`."""
     try:
         find(spec, storage)
@@ -65,12 +79,17 @@ def missing(spec: DatasetSpec, storage: Path) -> str | None:
     return None
 
 
-def load(spec: DatasetSpec, storage: Path) -> OfflineDataset:
+def at_hand(spec: DatasetSpec, storage: Storage) -> bool:
+    return missing(spec, storage) is None
+
+
+def load(spec: DatasetSpec, storage: Storage, progress: Progress | None) -> OfflineDataset:
     """Read the file, if it is D4RL's.
 
     Raises:
         UserError: it is missing, cut off, or another file.
     """
+    del progress
     path = find(spec, storage)
     status = path.stat()
     sha256 = _sha256(path, status.st_size, status.st_mtime_ns)

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,6 +97,8 @@ def read(path: Path, env_id: str) -> OfflineDataset:
                 f"{path}: {KEYS[name]} holds NaN or infinite values in {len(bad)} of {rows} rows, "
                 f"first in row {bad[0]}"
             )
+    if env.rescaled_actions:
+        arrays["action"] = env.to_unit_actions(arrays["action"]).astype(np.float32)
     terminal = (arrays["terminal"] != 0).astype(np.float32)
     data = OfflineDataset(**arrays | {"terminal": terminal, "timeout": arrays["timeout"] != 0})
     if not len(data.episode_ends):
@@ -134,14 +137,14 @@ def read_attribute(path: Path, name: str) -> str | None:
         return _text(file.attrs[name]) if name in file.attrs else None
 
 
-def write(path: Path, data: OfflineDataset, attributes: Mapping[str, str | int | float]) -> None:
-    """Write atomically: a reader sees the whole file or none."""
-    aside = path.with_name(path.name + ".tmp")
-    with h5py.File(aside, "w") as file:
+def encode(data: OfflineDataset, attributes: Mapping[str, str | int | float]) -> bytes:
+    """The bytes of a file in D4RL's layout."""
+    content = BytesIO()
+    with h5py.File(content, "w") as file:
         file.attrs.update(attributes)
         for name, array in data._asdict().items():
             file[KEYS[name]] = array.astype(bool) if name == "terminal" else array
-    aside.replace(path)
+    return content.getvalue()
 
 
 def arrays_sha256(data: OfflineDataset) -> str:

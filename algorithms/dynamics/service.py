@@ -14,20 +14,18 @@ import hashlib
 import json
 import logging
 import time
-import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import ray
 import torch
 
-from algorithms.data.datasets import load
+from algorithms.data.source import load
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import (
     PublishedEnsemble,
-    ensemble_folder,
     publish_ensemble,
     read_ensemble,
     stack_ensembles,
@@ -35,8 +33,10 @@ from algorithms.dynamics.store import (
 from algorithms.dynamics.training import EnsembleTraining
 from algorithms.errors import UserError
 from algorithms.identity import code_hash
+from algorithms.loading import Plugin, load_plugins
 from algorithms.stack.compilation import call_compiled, call_eagerly, can_compile
 from algorithms.stack.transitions import Transition
+from algorithms.storage import Storage
 
 log = logging.getLogger(__name__)
 NAMESPACE = "orchestrator"
@@ -47,7 +47,10 @@ BATCHES_WORTH_COMPILING = 5_000
 class EnsembleTrainer:
     """Trains one ensemble and publishes it; restarted, it goes on after its last epoch."""
 
-    def train(self, spec: EnsembleSpec, storage: Path, service: Any) -> None:
+    def train(
+        self, spec: EnsembleSpec, storage: Storage, service: Any, plugins: Sequence[Plugin]
+    ) -> None:
+        load_plugins(plugins)
         on_gpu = bool(ray.get_gpu_ids())
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         torch.set_num_threads(max(1, int(cpus)))
@@ -56,7 +59,7 @@ class EnsembleTrainer:
 
 
 def train_ensemble(
-    spec: EnsembleSpec, storage: Path, device: str = "cpu"
+    spec: EnsembleSpec, storage: Storage, device: str = "cpu"
 ) -> Iterator[dict[str, float]]:
     """Train and publish one ensemble, yielding the metrics of every epoch.
 
@@ -65,9 +68,8 @@ def train_ensemble(
     Raises:
         UserError: the ensemble diverged, so there is nothing to publish.
     """
-    folder = ensemble_folder(storage, spec.key)
     # One for each kind of device: their random numbers differ, so neither continues the other.
-    checkpoint = folder.with_name(f".{spec.key}-{torch.device(device).type}.pt")
+    checkpoint = f"ensembles/.{spec.key}-{torch.device(device).type}.pt"
     data = load(spec.dataset, storage)
     batches = len(data.reward) // spec.settings.dynamics_batch_size
     worth_it = batches * spec.settings.dynamics_max_epochs >= BATCHES_WORTH_COMPILING
@@ -80,11 +82,10 @@ def train_ensemble(
     )
     history: list[dict[str, float]] = []
     seconds = 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+    if saved := storage.get(checkpoint):
+        state = torch.load(BytesIO(saved), map_location=device, weights_only=True)
         training.load_state_dict(state["training"])
         history, seconds = json.loads(state["history"]), state["seconds"]
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     while not training.finished:
         begin = time.monotonic()
         metrics = {name: values[0] for name, values in training.train_epoch().items()}
@@ -95,46 +96,51 @@ def train_ensemble(
             "history": json.dumps(history),
             "seconds": seconds,
         }
-        aside = checkpoint.with_suffix(f".{uuid.uuid4().hex}.tmp")
-        torch.save(state, aside)
-        aside.replace(checkpoint)
+        content = BytesIO()
+        torch.save(state, content)
+        storage.put(checkpoint, content.getvalue())
         yield {"epoch": training.epoch, **metrics}
     if not training.has_elites:
-        checkpoint.unlink(missing_ok=True)
+        storage.delete(checkpoint)
         raise UserError(
             f"the dynamics ensemble of {spec.dataset.id} seed {spec.seed} diverged: "
             "lower dynamics_lr, or check the scale of the data"
         )
     ensemble, result = training.result()
     publish_ensemble(storage, spec, ensemble, result[0], history, seconds)
-    checkpoint.unlink(missing_ok=True)
+    storage.delete(checkpoint)
 
 
 class EnsembleService:
     """Single-flight per key: concurrent callers get the result of one training."""
 
-    def __init__(self, storage: Path) -> None:
+    def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._locks: dict[str, asyncio.Lock] = {}
         self._progress: dict[str, dict[str, float]] = {}
 
-    async def obtain(self, spec: EnsembleSpec, resources: dict[str, float]) -> PublishedEnsemble:
+    async def obtain(
+        self, spec: EnsembleSpec, resources: dict[str, float], plugins: Sequence[Plugin] = ()
+    ) -> PublishedEnsemble:
         """The ensemble, trained with `resources` (`num_cpus`, `num_gpus`) if need be."""
+        load_plugins(plugins)  # the key of an ensemble says whose environment it is of
         async with self._locks.setdefault(spec.key, asyncio.Lock()):
             published = await asyncio.to_thread(read_ensemble, self._storage, spec.key)
             if published is None:
-                await self._train(spec, resources)
+                await self._train(spec, resources, plugins)
                 published = await asyncio.to_thread(read_ensemble, self._storage, spec.key)
             assert published is not None
             return published
 
-    async def _train(self, spec: EnsembleSpec, resources: dict[str, float]) -> None:
+    async def _train(
+        self, spec: EnsembleSpec, resources: dict[str, float], plugins: Sequence[Plugin]
+    ) -> None:
         # DEFAULT scheduling: inside a trial's placement group the trainer would wait for
         # the very resources that the trial holds.
         trainer = _TRAINER.options(scheduling_strategy="DEFAULT", **resources).remote()
         service = ray.get_runtime_context().current_actor
         try:
-            await trainer.train.remote(spec, self._storage, service)
+            await trainer.train.remote(spec, self._storage, service, plugins)
         finally:
             ray.kill(trainer)  # gives its GPU back at once
             self._progress.pop(spec.key, None)
@@ -151,11 +157,11 @@ _TRAINER: Any = ray.remote(max_restarts=3, max_task_retries=3)(EnsembleTrainer)
 _SERVICE: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(EnsembleService)
 
 
-def ensemble_service(storage: Path) -> Any:
+def ensemble_service(storage: Storage) -> Any:
     """The cluster's coordinator for this storage and version of the code, started if needed."""
     if not ray.is_initialized():  # an algorithm built on its own, outside of any cluster
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    identity = f"{storage.resolve()}|{code_hash()}"
+    identity = f"{storage}|{code_hash()}"
     name = f"ensembles-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     return _SERVICE.options(
         name=name,
@@ -177,7 +183,9 @@ def trainer_resources(device: str = "auto", trainers: int = 1) -> dict[str, floa
     return {"num_cpus": max(1, min(max(cpus), sum(cpus) // trainers)), "num_gpus": 0}
 
 
-def obtain_ensembles(specs: Sequence[EnsembleSpec], storage: Path) -> list[PublishedEnsemble]:
+def obtain_ensembles(
+    specs: Sequence[EnsembleSpec], storage: Storage, plugins: Sequence[Plugin] = ()
+) -> list[PublishedEnsemble]:
     """Published ensembles in the order of `specs`; what is missing is trained first."""
     if not specs:
         return []
@@ -185,11 +193,13 @@ def obtain_ensembles(specs: Sequence[EnsembleSpec], storage: Path) -> list[Publi
     # One CPU: the caller may be a trial on a full cluster.
     resources = trainer_resources() | {"num_cpus": 1}
     distinct = {spec.key: spec for spec in specs}
-    references = {key: service.obtain.remote(spec, resources) for key, spec in distinct.items()}
+    references = {
+        key: service.obtain.remote(spec, resources, plugins) for key, spec in distinct.items()
+    }
     published = dict(zip(references, ray.get(list(references.values())), strict=True))
     return [published[spec.key] for spec in specs]
 
 
-def obtain_ensemble(specs: Sequence[EnsembleSpec], storage: Path) -> DynamicsEnsemble:
+def obtain_ensemble(specs: Sequence[EnsembleSpec], storage: Storage) -> DynamicsEnsemble:
     """The ensembles of a stack of seeds as one, on the CPU."""
     return stack_ensembles(obtain_ensembles(specs, storage))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from algorithms.data.catalog import DatasetSpec
+from algorithms.data.spec import DatasetSpec
+from algorithms.environments.table import ENVIRONMENTS
 from algorithms.identity import content_key
 from algorithms.settings import EnsembleSettings
+from algorithms.storage import Storage
 
 ENSEMBLE_FORMAT = 1
+DESCRIPTION = "ensemble.json"  # says that an ensemble is published
 
 
 class EnsembleSpec(BaseModel):
@@ -26,11 +29,22 @@ class EnsembleSpec(BaseModel):
 
     @property
     def key(self) -> str:
-        return content_key(
-            {
-                "format": ENSEMBLE_FORMAT,
-                "dataset": self.dataset.content_hash,
-                "settings": self.settings.model_dump(mode="json"),
-                "seed": self.seed,
-            }
-        )
+        payload = {
+            "format": ENSEMBLE_FORMAT,
+            "dataset": self.dataset.content_hash,
+            "settings": self.settings.model_dump(mode="json"),
+            "seed": self.seed,
+        }
+        # A plugin's environment says in which units the data's actions are.
+        if origin := ENVIRONMENTS.origin(self.dataset.env_id):
+            payload["environment"] = origin.sha256
+        return content_key(payload)
+
+
+def ensemble_folder(key: str) -> str:
+    """Where an ensemble is kept in a storage."""
+    return f"ensembles/{key}"
+
+
+def is_published(storage: Storage, key: str) -> bool:
+    return storage.get(f"{ensemble_folder(key)}/{DESCRIPTION}") is not None

@@ -1,28 +1,26 @@
-"""Published ensembles: `<storage>/ensembles/<key>/` with weights and a description.
+"""Published ensembles: `ensembles/<key>/` in the storage, with weights and a description.
 
-A folder appears whole or not at all: it is written aside and renamed. No pickled
-objects: an ensemble can be read by any later version, and by other tools.
+A folder appears whole or not at all. No pickled objects: an ensemble can be read by any later
+version, and by other tools.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from algorithms.dynamics.ensemble import DynamicsEnsemble
-from algorithms.dynamics.spec import EnsembleSpec
+from algorithms.dynamics.spec import DESCRIPTION, EnsembleSpec, ensemble_folder
 from algorithms.identity import code_version
 from algorithms.settings import EnsembleSettings
+from algorithms.storage import Storage
 
-WEIGHTS, DESCRIPTION = "weights.safetensors", "ensemble.json"
+WEIGHTS = "weights.safetensors"
 
 
 class PublishedEnsemble(NamedTuple):
@@ -30,25 +28,23 @@ class PublishedEnsemble(NamedTuple):
 
     weights: dict[str, Tensor]  # DynamicsEnsemble.state_dict() with S = 1
     description: dict[str, Any]  # spec, metrics, per-epoch history, seconds, code
-    path: str
+    folder: str  # in the storage
 
 
-def ensemble_folder(storage: Path, key: str) -> Path:
-    return storage / "ensembles" / key
-
-
-def read_ensemble(storage: Path, key: str) -> PublishedEnsemble | None:
+def read_ensemble(storage: Storage, key: str) -> PublishedEnsemble | None:
     """The ensemble with this key, or None if it was never published."""
-    folder = ensemble_folder(storage, key)
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-    except FileNotFoundError:
+    folder = ensemble_folder(key)
+    description = storage.get(f"{folder}/{DESCRIPTION}")
+    if description is None:
         return None
-    return PublishedEnsemble(load_file(folder / WEIGHTS), description, str(folder))
+    weights = storage.get(f"{folder}/{WEIGHTS}")
+    if weights is None:
+        raise FileNotFoundError(f"{storage}/{folder}/{WEIGHTS}")
+    return PublishedEnsemble(load(weights), json.loads(description), folder)
 
 
 def publish_ensemble(
-    storage: Path,
+    storage: Storage,
     spec: EnsembleSpec,
     ensemble: DynamicsEnsemble,
     metrics: dict[str, Any],
@@ -56,28 +52,7 @@ def publish_ensemble(
     seconds: float,
 ) -> None:
     """Make an ensemble of one seed visible under its key, unless one is there already."""
-    folder = ensemble_folder(storage, spec.key)
-    aside = folder.with_name(f".{spec.key}-{uuid.uuid4().hex}")
-    aside.mkdir(parents=True)
-    try:
-        _write(aside, spec, ensemble, metrics, history, seconds)
-        aside.rename(folder)
-    except OSError:  # of the rename: somebody else published the same ensemble first
-        if not (folder / DESCRIPTION).is_file():
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write(
-    folder: Path,
-    spec: EnsembleSpec,
-    ensemble: DynamicsEnsemble,
-    metrics: dict[str, Any],
-    history: list[dict[str, float]],
-    seconds: float,
-) -> None:
-    save_file({k: v.cpu().contiguous() for k, v in ensemble.state_dict().items()}, folder / WEIGHTS)
+    weights: bytes = save({k: v.cpu().contiguous() for k, v in ensemble.state_dict().items()})
     description = {
         "spec": spec.model_dump(mode="json"),
         "obs_dim": ensemble.obs_dim,
@@ -87,7 +62,8 @@ def _write(
         "seconds": seconds,
         "code": code_version(),
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+    files = {WEIGHTS: weights, DESCRIPTION: json.dumps(description, indent=1).encode()}
+    storage.publish(ensemble_folder(spec.key), files, last=DESCRIPTION)
 
 
 def stack_ensembles(published: Sequence[PublishedEnsemble]) -> DynamicsEnsemble:

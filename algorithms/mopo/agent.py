@@ -70,15 +70,10 @@ def penalty_coefficients(
     Raises:
         UserError: a penalty is 0 everywhere on the holdout, so nothing can match it.
     """
-    coef, name = settings.penalty_coef, settings.penalty
-    if settings.penalty_coef_mode == "raw" or name == "none":
+    coef, name = settings.penalty_coef, settings.matched_penalty
+    if name is None:
         return [coef] * num_seeds
     assert len(penalty_mean) == num_seeds
-    if any(name not in mean for mean in penalty_mean):
-        raise UserError(
-            f"penalty_coef_mode: matched cannot scale {name}: the dynamics ensemble was trained "
-            "before that penalty existed, so its mean is not known; delete the ensemble, or use raw"
-        )
     if any(mean[name] == 0.0 for mean in penalty_mean):
         raise UserError(
             f"penalty_coef_mode: matched cannot scale {name}, which is 0 on the holdout: use raw"

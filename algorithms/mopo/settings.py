@@ -10,6 +10,7 @@ from pydantic import field_validator, model_validator
 from algorithms.dynamics.penalties import PENALTIES
 from algorithms.errors import expected
 from algorithms.presets import by_task
+from algorithms.registry import Origin
 from algorithms.settings import NonNegative, OfflineSettings
 
 
@@ -29,6 +30,16 @@ class MOPOSettings(OfflineSettings):
         if not self.uses_model or self.penalty in ("none", "max_std"):
             unused.add("penalty_coef_mode")
         return super().without_effect | unused
+
+    @property
+    def matched_penalty(self) -> str | None:
+        matched = self.penalty_coef_mode == "matched"
+        return self.penalty if matched and "penalty_coef_mode" not in self.without_effect else None
+
+    @property
+    def origins(self) -> frozenset[Origin]:
+        origin = None if "penalty" in self.without_effect else PENALTIES.origin(self.penalty)
+        return super().origins | ({origin} if origin else set())
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from ray.rllib.utils.metrics import EVALUATION_RESULTS
 from ray.tune import PlacementGroupFactory
 from ray.tune.result import DONE, SHOULD_CHECKPOINT, TRAINING_ITERATION
 from torch import Tensor
+from torch.nn import Module
 
 from algorithms.errors import UserError
 from algorithms.rllib.config import OfflineConfig
@@ -154,15 +155,20 @@ class OfflineAlgorithm(Algorithm):
 
     def _make_evaluation(self, env_id: str) -> PolicyEvaluation | ParallelEvaluation:
         config, ensemble = self.config, self.training.ensemble
-        kind = ParallelEvaluation if config.parallel_evaluation else PolicyEvaluation
-        return kind(
-            actor=deepcopy(self.training.networks.actor).cpu(),
-            env_id=env_id,
-            seeds=config.seeds,
-            episodes=config.settings.evaluation_episodes,
-            ensemble=None if ensemble is None else deepcopy(ensemble).cpu(),
-            initial_obs=self.learner.initial_obs,
-        )
+        termination = self.learner.termination
+        arguments: dict[str, Any] = {
+            "actor": deepcopy(self.training.networks.actor).cpu(),
+            "env_id": env_id,
+            "seeds": config.seeds,
+            "episodes": config.settings.evaluation_episodes,
+            "ensemble": None if ensemble is None else deepcopy(ensemble).cpu(),
+            "initial_obs": self.learner.initial_obs,
+            # A function of the table is found in the table; a learned one goes along.
+            "termination": deepcopy(termination).cpu() if isinstance(termination, Module) else None,
+        }
+        if config.parallel_evaluation:
+            return ParallelEvaluation(config.plugins, **arguments)
+        return PolicyEvaluation(**arguments)
 
     def evaluate(self, parallel_train_future: Any = None) -> dict[str, list[float]]:
         """Complete episodes with the deterministic policy of every seed, as it is now."""

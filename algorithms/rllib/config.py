@@ -14,15 +14,19 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from algorithms import ALGORITHMS
 from algorithms.algorithm import Algorithm as AlgorithmRow
-from algorithms.data.catalog import DatasetSpec, resolve
+from algorithms.data.source import resolve
+from algorithms.data.spec import DatasetSpec
 from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.environments.table import make_env
 from algorithms.errors import UserError, expected
 from algorithms.identity import DYNAMICS_SEEDS, ensemble_seed
+from algorithms.loading import Plugin, load_plugins
 from algorithms.rllib.learner import OfflineLearner
 from algorithms.rllib.module import StackedSACModule
+from algorithms.seeds import seed_list
 from algorithms.settings import EnsembleSettings, OfflineSettings, SACSettings, validated
 from algorithms.stack.compilation import can_compile
+from algorithms.storage import Storage
 
 DEFAULT_STORAGE = "~/orchestrator"
 CHECKPOINT_EVERY_S = 600.0
@@ -43,6 +47,7 @@ class OfflineConfig(AlgorithmConfig):
         dynamics_seeds  per_seed or shared
         storage     root folder of data and ensembles
         resume      {"checkpoint": folder, "positions": [...]}, or None
+        plugins     `Plugin`s as dicts, which every process of the job executes
         record      whatever the caller wants to find in `trial.config` again
     """
 
@@ -65,6 +70,7 @@ class OfflineConfig(AlgorithmConfig):
             "dynamics_seeds": "per_seed",
             "storage": DEFAULT_STORAGE,
             "resume": None,
+            "plugins": [],
         }
 
     def offline(
@@ -73,7 +79,7 @@ class OfflineConfig(AlgorithmConfig):
         dataset: str | DatasetSpec = NotProvided,
         seeds: int | Sequence[int] = NotProvided,
         dynamics_seeds: str = NotProvided,
-        storage: str | pathlib.Path = NotProvided,
+        storage: str | pathlib.Path | Storage = NotProvided,
         resume: dict[str, Any] | None = NotProvided,
         compile: bool | str = NotProvided,  # noqa: A002 - torch's own word for it
         parallel_evaluation: bool = NotProvided,
@@ -84,7 +90,7 @@ class OfflineConfig(AlgorithmConfig):
             dataset: an id of the catalogue, `file:PATH`, or a resolved spec.
             seeds: how many seeds train together (0, 1, ...), or their numbers.
             dynamics_seeds: `per_seed` (default) or `shared`: one ensemble for all seeds.
-            storage: root folder of cached data and ensembles.
+            storage: root of cached data and ensembles: a folder, or a URL.
             resume: a checkpoint folder and the positions of the seeds to take from it.
             compile: whether torch.compile is used; `auto` does for long trainings where it can.
             parallel_evaluation: evaluate in a process of its own, on one more CPU, beside the
@@ -94,7 +100,7 @@ class OfflineConfig(AlgorithmConfig):
             spec = dataset if isinstance(dataset, DatasetSpec) else resolve(dataset, env=self.env)
             self.job["dataset"] = spec.model_dump(mode="json")
         if seeds is not NotProvided:
-            self.job["seeds"] = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+            self.job["seeds"] = list(seed_list(seeds))
         if dynamics_seeds is not NotProvided:
             if dynamics_seeds not in DYNAMICS_SEEDS:
                 raise UserError(expected("dynamics_seeds", dynamics_seeds, DYNAMICS_SEEDS))
@@ -133,12 +139,21 @@ class OfflineConfig(AlgorithmConfig):
         return self.training(**chosen)
 
     @property
+    def plugins(self) -> tuple[Plugin, ...]:
+        return tuple(map(Plugin.model_validate, self.job.get("plugins", ())))
+
+    def load_plugins(self) -> None:
+        """Execute the plugins, if this process has not yet."""
+        load_plugins(self.plugins)
+
+    @property
     def row(self) -> AlgorithmRow:
         """Of the algorithm.
 
         Raises:
             UserError: none was chosen, or there is none of that name.
         """
+        self.load_plugins()
         name = self.job["algorithm"]
         if name not in ALGORITHMS:
             raise UserError(expected("algorithm", name, ALGORITHMS))
@@ -161,6 +176,7 @@ class OfflineConfig(AlgorithmConfig):
     def dataset(self) -> DatasetSpec:
         if self.job["dataset"] is None:
             raise UserError("no data set: call .offline(dataset=...)")
+        self.load_plugins()
         return DatasetSpec.model_validate(self.job["dataset"])
 
     @property
@@ -168,8 +184,8 @@ class OfflineConfig(AlgorithmConfig):
         return tuple(self.job["seeds"])
 
     @property
-    def storage(self) -> pathlib.Path:
-        return pathlib.Path(self.job["storage"]).expanduser()
+    def storage(self) -> Storage:
+        return Storage(self.job["storage"])
 
     def ensemble_specs(self) -> list[EnsembleSpec]:
         """The dynamics ensemble of each seed; none where no row of a batch is the model's."""

@@ -12,10 +12,12 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.checkpoints import Checkpointable
 from torch import Tensor
 
-from algorithms.data.datasets import load
+from algorithms.data.source import load
+from algorithms.dynamics.penalty_scale import known_or_measured
 from algorithms.dynamics.service import obtain_ensembles
 from algorithms.dynamics.store import stack_ensembles
-from algorithms.environments.table import ENVIRONMENTS
+from algorithms.environments.learned_termination import learn_termination
+from algorithms.environments.table import ENVIRONMENTS, Termination
 from algorithms.sac.agent import Context, RewardScale
 from algorithms.stack.compilation import call_compiled, call_eagerly
 from algorithms.stack.state import State
@@ -32,6 +34,7 @@ class OfflineLearner(TorchLearner):
 
     config: OfflineConfig
     training: OfflineTraining
+    termination: Termination | None
 
     def build(self) -> None:
         super().build()
@@ -39,20 +42,27 @@ class OfflineLearner(TorchLearner):
         settings = config.settings
         dataset = load(config.dataset, config.storage)
         data = Transition.from_numpy(dataset)
-        ensembles = obtain_ensembles(config.ensemble_specs(), config.storage)
+        ensembles = obtain_ensembles(config.ensemble_specs(), config.storage, config.plugins)
+        self.termination = ENVIRONMENTS[config.dataset.env_id].termination
+        if self.termination is None:
+            self.termination = learn_termination(data).to(self.device)
+        stacked = stack_ensembles(ensembles) if ensembles else None
+        penalty_mean = [e.description["metrics"]["penalty_mean"] for e in ensembles]
+        if stacked is not None and settings.matched_penalty is not None:
+            penalty_mean = known_or_measured(settings.matched_penalty, penalty_mean, stacked, data)
         context = Context(
             networks=self.module[DEFAULT_MODULE_ID].networks.to(self.device),
             settings=settings,
             reward_scale=RewardScale.of(data.reward, settings.gamma),
-            ensemble=stack_ensembles(ensembles) if ensembles else None,
-            penalty_mean=[e.description["metrics"]["penalty_mean"] for e in ensembles],
+            ensemble=stacked,
+            penalty_mean=penalty_mean,
             call=call_compiled if config.compiles(self.device) else call_eagerly,
         )
         self.training = OfflineTraining(
             config.row.agent_class()(context),
             data,
             config.seeds,
-            ENVIRONMENTS[config.dataset.env_id].termination,
+            self.termination,
         )
         self.behaviour_score = dataset.behaviour_score(config.dataset.env_id)
         self.initial_obs = torch.from_numpy(dataset.initial_obs)

@@ -45,24 +45,37 @@ class Policy(nn.Module):
         return output
 
 
-class _DeterministicPolicy(nn.Module):
-    def __init__(self, policy: Policy) -> None:
+class DeterministicPolicy(nn.Module):
+    """Observations `[B, O]` -> actions `[B, A]` in the environment's units, without gradients.
+
+    Args:
+        policy: whose mode is taken.
+        low: bounds of the environment's actions; the policy's own are -1 and 1.
+        high: see `low`.
+    """
+
+    def __init__(self, policy: Policy, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy = policy.requires_grad_(requires_grad=False)
+        self.low, self.high = low, high
 
+    @torch.no_grad()
     def forward(self, obs: Tensor) -> Tensor:
-        return TanhGaussian.from_output(self.policy(obs)).mode()
+        action = TanhGaussian.from_output(self.policy(obs)).mode()
+        if (self.low, self.high) == (-1.0, 1.0):
+            return action
+        return self.low + (action + 1.0) * ((self.high - self.low) / 2.0)
 
 
-def export_policy(policy: Policy, path: Path) -> None:
-    """Write the deterministic policy `[B, O] -> [B, A]` as a `torch.export` program.
+def export_policy(deterministic: DeterministicPolicy, path: Path) -> None:
+    """Write a policy as a `torch.export` program.
 
     It loads without this project: `torch.export.load(path).module()`.
     """
-    first = policy.actor[0]
+    first = deterministic.policy.actor[0]
     assert isinstance(first, nn.Linear)
     program = torch.export.export(
-        _DeterministicPolicy(policy),
+        deterministic,
         (torch.zeros(2, first.in_features),),
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )

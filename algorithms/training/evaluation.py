@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.rollout import model_return
 from algorithms.environments.episodes import Evaluator
-from algorithms.environments.table import ENVIRONMENTS, normalized_score
+from algorithms.environments.table import ENVIRONMENTS, Termination, never, normalized_score
 from algorithms.stack.distributions import TanhGaussian
 from algorithms.stack.mlp import StackedMLP
 from algorithms.stack.randomness import seed_generators, stream_seed
@@ -36,8 +36,8 @@ class PolicyEvaluation:
         ensemble: trained dynamics of the same seeds, on the CPU; None where no row is the model's.
         initial_obs: first states of the data's episodes, `[n, O]`; the model's episodes
             begin at the first of them.
-        termination_fn: next_obs `[..., O]` -> done `[...]`, of the model's episodes; by
-            default that of the environment.
+        termination: next_obs `[..., O]` -> done `[...]`, of the model's episodes; by default
+            the environment's.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class PolicyEvaluation:
         episodes: int,
         ensemble: DynamicsEnsemble | None,
         initial_obs: Tensor,
-        termination_fn: Callable[[Tensor], Tensor] | None = None,
+        termination: Termination | None = None,
     ) -> None:
         self._actor, self._ensemble = actor, ensemble
         self._env_id, self._seeds = env_id, tuple(seeds)
         self._start_obs = initial_obs[:episodes]
-        self._termination_fn = termination_fn or ENVIRONMENTS[env_id].termination
+        self._termination = termination or ENVIRONMENTS[env_id].termination or never
         self._time_limit = ENVIRONMENTS[env_id].max_episode_steps
         self._evaluator = Evaluator(env_id, len(self._seeds), episodes)
 
@@ -98,7 +98,7 @@ class PolicyEvaluation:
                 self._start_obs,
                 seed_generators(MODEL_RETURN_STREAM, seeds),
                 length=length or self._time_limit,
-                termination_fn=self._termination_fn,
+                termination_fn=self._termination,
             )
 
     def _policy(self, obs_SBO: Tensor) -> Tensor:

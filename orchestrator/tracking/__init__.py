@@ -1,7 +1,1 @@
-"""All MLflow writing."""
-
-from orchestrator.tracking.callback import MLflowCallback, job_of
-from orchestrator.tracking.tracker import CELL, SWEEP, Tracker
-from orchestrator.tracking.writer import ENSEMBLE, Ref
-
-__all__ = ["CELL", "ENSEMBLE", "SWEEP", "MLflowCallback", "Ref", "Tracker", "job_of"]
+"""What is recorded of a sweep, and by whom."""

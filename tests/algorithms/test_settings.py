@@ -189,16 +189,6 @@ def test_a_penalty_that_is_0_everywhere_cannot_be_matched():
         penalty_coefficients(settings, means, 2)
 
 
-def test_a_penalty_that_an_ensemble_does_not_know_cannot_be_matched():
-    """Because it was published before the penalty existed; raw needs no mean."""
-    means = [MEANS[0], {name: mean for name, mean in MEANS[1].items() if name != "mixture_std"}]
-    settings = MOPOSettings(penalty="mixture_std", penalty_coef_mode="matched")
-    with pytest.raises(UserError, match=r"matched cannot scale mixture_std: .* or use raw$"):
-        penalty_coefficients(settings, means, 2)
-    raw = settings.model_copy(update={"penalty_coef_mode": "raw"})
-    assert penalty_coefficients(raw, means, 2) == [raw.penalty_coef] * 2
-
-
 def test_every_algorithms_settings_are_offline_settings():
     for entry in ALGORITHMS.values():
         assert issubclass(entry.settings, OfflineSettings)

@@ -11,8 +11,8 @@ from hopper import ACTION, OBS, QUIET_LOG_VAR, transitions
 from torch import Tensor
 
 from algorithms import ALGORITHMS
-from algorithms.data.catalog import policies_folder, policy_set
-from algorithms.data.rollout import load_policy
+from algorithms.data.bundled.recipe import policies_folder, policy_set
+from algorithms.data.bundled.rollout import load_policy
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.environments.table import hopper
 from algorithms.sac.agent import Context, RewardScale

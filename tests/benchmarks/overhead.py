@@ -35,8 +35,9 @@ from algorithms.dynamics.service import train_ensemble
 from algorithms.rllib import MOPOConfig
 from algorithms.training.checkpoint import encode
 from orchestrator import tuning
-from orchestrator.settings import Settings
-from orchestrator.sweep import Sweep, Trial, trials
+from orchestrator.deployment import Settings
+from orchestrator.sweep.cell import cells_of
+from orchestrator.sweep.model import Sweep
 
 
 class Result(NamedTuple):
@@ -55,7 +56,7 @@ class Epoch(NamedTuple):
 
 def measure(setup: Setup) -> list[Series]:
     sweep = _sweep(setup)
-    (trial,) = trials(sweep)
+    (trial,) = cells_of(sweep)
     with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder:
         for spec in trial.ensembles:
             for _ in train_ensemble(spec, Path(folder)):  # makes the data as well
@@ -107,7 +108,7 @@ def _sweep(setup: Setup) -> Sweep:
     )
 
 
-def _in_tune(sweep: Sweep, trial: Trial, storage: Path) -> list[Result]:
+def _in_tune(sweep: Sweep, trial: Cell, storage: Path) -> list[Result]:
     """Run the sweep on a Ray of its own; its results in their order."""
     settings = Settings.from_environment(storage, environ={})
     code = tuning.run(sweep, [trial], settings, Console(stderr=True))
@@ -121,7 +122,7 @@ def _in_tune(sweep: Sweep, trial: Trial, storage: Path) -> list[Result]:
     return [Result(metric.timestamp / 1000, 60 * metric.value) for metric in history]
 
 
-def _in_rllib(trial: Trial, storage: Path, setup: Setup) -> list[Epoch]:
+def _in_rllib(trial: Cell, storage: Path, setup: Setup) -> list[Epoch]:
     """The same training on the sweep's ensemble, but in this process and without Tune."""
     ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     config = (

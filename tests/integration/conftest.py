@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 
+from algorithms.storage import Storage
+
 # Token authentication is on by default: Ray would write ~/.ray/auth_token.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -48,7 +50,7 @@ def settings():
 
 @pytest.fixture(scope="session")
 def dataset():
-    from algorithms.data.catalog import resolve
+    from algorithms.data.source import resolve
 
     return resolve(DATASET["id"], size=DATASET["size"])
 
@@ -56,10 +58,10 @@ def dataset():
 @pytest.fixture(scope="session")
 def data_folder(dataset, tmp_path_factory):
     """The generated data, made once."""
-    from algorithms.data.datasets import load
+    from algorithms.data.source import load
 
     storage = tmp_path_factory.mktemp("generated")
-    load(dataset, storage)
+    load(dataset, Storage(storage))
     return storage / "data"
 
 

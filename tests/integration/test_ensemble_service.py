@@ -17,6 +17,7 @@ from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import read_ensemble
 from algorithms.mopo.settings import MOPOSettings
 from algorithms.settings import EnsembleSettings
+from algorithms.storage import Storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -37,9 +38,9 @@ def specs(dataset, settings):
 def alone(specs, new_storage):
     """The ensemble of seed 0, trained in this process without Ray."""
     storage = new_storage()
-    epochs = [epoch["epoch"] for epoch in train_ensemble(specs(0), storage)]
+    epochs = [epoch["epoch"] for epoch in train_ensemble(specs(0), Storage(storage))]
     assert epochs == list(range(1, EPOCHS + 1))
-    return read_ensemble(storage, specs(0).key)
+    return read_ensemble(Storage(storage), specs(0).key)
 
 
 def assert_trained_once(published, alone):
@@ -54,7 +55,7 @@ def test_concurrent_callers_share_a_training_that_survives_its_trainer_and_coord
     alone, specs, new_storage, local_ray, ray_workers, wait_until
 ):
     spec, storage = specs(0), new_storage()
-    service = ensemble_service(storage)
+    service = ensemble_service(Storage(storage))
 
     def epoch():
         return ray.get(service.progress.remote()).get(spec.key, {"epoch": 0})["epoch"]
@@ -78,7 +79,7 @@ def test_concurrent_callers_share_a_training_that_survives_its_trainer_and_coord
     # A restarted coordinator answers from what is published, and so does a new one.
     modified = (storage / "ensembles" / spec.key / "ensemble.json").stat().st_mtime_ns
     ray.kill(service)
-    (again,) = obtain_ensembles([spec], storage)
+    (again,) = obtain_ensembles([spec], Storage(storage))
     assert_trained_once(again, alone)
     assert (storage / "ensembles" / spec.key / "ensemble.json").stat().st_mtime_ns == modified
 

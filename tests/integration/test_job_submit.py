@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from algorithms.storage import Storage
 from orchestrator.results import ResultStore
-from orchestrator.sweep import load_sweep, trials
+from orchestrator.sweep.cell import cells_of
+from orchestrator.sweep.model import load_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -91,5 +93,5 @@ def test_a_submitted_sweep_leaves_its_results_in_the_storage(
     )
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "penalty=max_std" in submitted.stdout
-    (trial,) = trials(load_sweep(file))
-    assert ResultStore(storage).get(trial.result_key(0)).epochs == 2
+    (trial,) = cells_of(load_sweep(file))
+    assert ResultStore(Storage(storage)).get(trial.result_key(0)).epochs == 2

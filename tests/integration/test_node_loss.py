@@ -9,10 +9,12 @@ from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
+from algorithms.storage import Storage
 from orchestrator import tuning
+from orchestrator.deployment import Settings
 from orchestrator.results import ResultStore
-from orchestrator.settings import Settings
-from orchestrator.sweep import load_sweep, trials
+from orchestrator.sweep.cell import cells_of
+from orchestrator.sweep.model import load_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -35,8 +37,8 @@ def test_trials_of_a_lost_node_go_on_elsewhere(cluster, new_storage, sweep_file,
         "node", {"epochs": EPOCHS}, seeds=1, checkpoint_minutes=0.001, question="Who survives?"
     )
     sweep = load_sweep(file)
-    cells = trials(sweep)
-    store = ResultStore(storage)
+    cells = cells_of(sweep)
+    store = ResultStore(Storage(storage))
     at_loss = {}
 
     def progress():

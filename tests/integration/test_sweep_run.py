@@ -13,22 +13,24 @@ import torch
 from mlflow import MlflowClient
 
 from algorithms.data import hdf5
-from algorithms.data.datasets import load
+from algorithms.data.source import load
 from algorithms.dynamics.store import read_ensemble, stack_ensembles
+from algorithms.storage import Storage
 from algorithms.training.checkpoint import CHECKPOINT_FORMAT
 from orchestrator import cli, tuning
 from orchestrator.results import ResultStore
-from orchestrator.sweep import load_sweep, trials
+from orchestrator.sweep.cell import cells_of
+from orchestrator.sweep.model import load_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def results(file, storage):
     """{(variant, seed): SeedResult} of a sweep's seeds, as far as they are trained."""
-    store = ResultStore(storage)
+    store = ResultStore(Storage(storage))
     return {
         (trial.variant.removeprefix("penalty="), seed): result
-        for trial in trials(load_sweep(file))
+        for trial in cells_of(load_sweep(file))
         for seed in trial.seeds
         if (result := store.get(trial.result_key(seed)))
     }
@@ -104,9 +106,9 @@ def test_a_trial_trains_what_a_plain_loop_trains_bit_for_bit(first, dataset):
     from algorithms.training.loop import NETWORK_STREAM, OfflineTraining
 
     storage, file, _ = first
-    trial = trials(load_sweep(file))[1]
-    published = [read_ensemble(storage, trial.ensemble(seed).key) for seed in trial.seeds]
-    data = Transition.from_numpy(load(dataset, storage))
+    trial = cells_of(load_sweep(file))[1]
+    published = [read_ensemble(Storage(storage), trial.ensemble(seed).key) for seed in trial.seeds]
+    data = Transition.from_numpy(load(dataset, Storage(storage)))
     networks = SACNetworks(11, 3, trial.settings, seed_generators(NETWORK_STREAM, trial.seeds))
     reward_scale = RewardScale.of(data.reward, trial.settings.gamma)
     training = OfflineTraining(
@@ -136,7 +138,7 @@ def test_a_second_run_does_nothing(first, command_line):
 
 def test_export_writes_a_policy_that_loads_with_torch_alone(first, command_line, tmp_path):
     storage, file, _ = first
-    trial = trials(load_sweep(file))[1].name
+    trial = cells_of(load_sweep(file))[1].name
     out = tmp_path / "policy.pt2"
     ran = command_line(storage)("export", trial, "--seed", 1, "--out", out)
     assert ran.returncode == 0, ran.stderr
@@ -200,7 +202,7 @@ def test_an_ensemble_that_diverges_takes_along_only_the_trials_that_need_it(
 ):
     data = hdf5.read(data_file, "Hopper-v4")
     huge = tmp_path / "huge.hdf5"
-    hdf5.write(huge, data._replace(reward=data.reward + np.float32(1e25)), {})
+    huge.write_bytes(hdf5.encode(data._replace(reward=data.reward + np.float32(1e25)), {}))
     entries = [{"id": f"file:{path}", "env": "Hopper-v4"} for path in (huge, data_file)]
     storage = new_storage()
     file = sweep_file("half", datasets=entries, grid={"penalty": ["max_std"]}, seeds=1)
@@ -210,9 +212,9 @@ def test_an_ensemble_that_diverges_takes_along_only_the_trials_that_need_it(
     assert failure.startswith("failed: ensemble huge seed 0: the dynamics ensemble of file:")
     assert failure.endswith("diverged: lower dynamics_lr, or check the scale of the data")
     assert "Traceback" not in ran.stdout + ran.stderr
-    broken, sound = trials(load_sweep(file))
-    assert ResultStore(storage).get(broken.result_key(0)) is None
-    assert ResultStore(storage).get(sound.result_key(0)).status == "finished"
+    broken, sound = cells_of(load_sweep(file))
+    assert ResultStore(Storage(storage)).get(broken.result_key(0)) is None
+    assert ResultStore(Storage(storage)).get(sound.result_key(0)).status == "finished"
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,10 @@
 import pytest
 from mlflow import MlflowClient
 
+from algorithms.storage import Storage
 from orchestrator.results import ResultStore
-from orchestrator.sweep import load_sweep, trials
+from orchestrator.sweep.cell import cells_of
+from orchestrator.sweep.model import load_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -29,19 +31,19 @@ def test_every_algorithm_is_trained_and_each_training_once(ran):
     assert done.returncode == 0, done.stderr
     assert "MLflow" not in done.stderr
     assert "to run: 6 seeds in 3 trials, 1 dynamics ensemble to train" in done.stdout
-    assert len(ResultStore(storage).all()) == 6
+    assert len(ResultStore(Storage(storage)).all()) == 6
     assert len(list((storage / "ensembles").iterdir())) == 1
-    for cell in trials(load_sweep(file)):
+    for cell in cells_of(load_sweep(file)):
         for seed in cell.seeds:
-            result = ResultStore(storage).get(cell.result_key(seed))
+            result = ResultStore(Storage(storage)).get(cell.result_key(seed))
             assert (result.ensemble_key is None) == (cell.variant in ("cql", "wild"))
 
 
 def test_a_variant_that_diverges_ends_is_named_and_leaves_the_others_alone(ran):
     storage, file, done = ran
     results = {
-        cell.variant: ResultStore(storage).get(cell.result_key(1))
-        for cell in trials(load_sweep(file))
+        cell.variant: ResultStore(Storage(storage)).get(cell.result_key(1))
+        for cell in cells_of(load_sweep(file))
     }
     assert {variant: (r.status, r.epochs) for variant, r in results.items()} == {
         "mbpo": ("finished", 2),

@@ -13,8 +13,10 @@ sys.path.append(str(Path(__file__).parent))
 
 from mlflow_server import MLflowServer
 
+from algorithms.storage import Storage
 from orchestrator.results import ResultStore, SeedResult
-from orchestrator.sweep import Sweep, load_sweep, trials
+from orchestrator.sweep.cell import cells_of
+from orchestrator.sweep.model import Sweep, load_sweep
 
 QUICKSTART = {
     "name": "quickstart",
@@ -57,7 +59,7 @@ def load(tmp_path):
 @pytest.fixture
 def expand(load):
     """Text or a mapping -> the trials of the sweep."""
-    return lambda content: trials(load(content))
+    return lambda content: cells_of(load(content))
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def finish(storage):
             "status": "finished" if epochs >= trial.settings.epochs else "running",
         }
         result = SeedResult(**values | fields)
-        ResultStore(storage).put(result)
+        ResultStore(Storage(storage)).put(result)
         return result
 
     return finish

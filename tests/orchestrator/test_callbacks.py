@@ -4,13 +4,14 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from orchestrator.tuning import job_config
 from rich.console import Console
 
+from algorithms.storage import Storage
 from orchestrator.callbacks import DivergenceCallback, ProgressCallback, ResultCallback
 from orchestrator.plan import make_plan
 from orchestrator.progress import StageProgress
 from orchestrator.results import ResultStore
-from orchestrator.tuning import job_config
 
 
 class Told:
@@ -37,7 +38,7 @@ def tune_trial(comparison, load, expand, storage):
 
     def tune_trial(algorithm="mopo"):
         content = comparison | {"algorithm": algorithm}
-        (job,) = make_plan(load(content), expand(content), storage).jobs
+        (job,) = make_plan(load(content), expand(content), Storage(storage)).jobs
         return SimpleNamespace(trial_id="1", config={"job": job_config(job, storage)}, job=job)
 
     return tune_trial
@@ -61,7 +62,7 @@ def checkpointed(tune_trial, storage, tracker):
         trial = tune_trial(algorithm)
         trial.last_result = result
         checkpoint = SimpleNamespace(path=str(storage / "trials" / "checkpoint_1"))
-        store = ResultStore(storage)
+        store = ResultStore(Storage(storage))
         ResultCallback(store, tracker).on_checkpoint(1, [trial], trial, checkpoint)
         return [store.get(trial.job.trial.result_key(seed)) for seed in (0, 1)]
 

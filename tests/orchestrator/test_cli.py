@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from orchestrator import cli
-from orchestrator.sweep import trials
+from orchestrator.sweep.cell import cells_of
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_run_trains_then_prints_the_table_and_the_way_to_the_dashboard(
 def test_a_second_run_trains_nothing_and_says_so(
     in_process, sweep_file, load, quickstart, finish, tuning, capsys
 ):
-    for trial in trials(load(quickstart)):
+    for trial in cells_of(load(quickstart)):
         finish(trial, 0)
         finish(trial, 1, index=1)
     assert in_process("run", sweep_file) == 0

@@ -4,9 +4,10 @@ import shutil
 import pytest
 from rich.console import Console
 
-from algorithms.data import bundled
+from algorithms.data.bundled import generate as bundled
+from algorithms.storage import Storage
 from orchestrator.plan import Resume, make_plan
-from orchestrator.sweep import trials
+from orchestrator.sweep.cell import cells_of
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def plan(load, storage):
 
     def plan(content):
         sweep = load(content)
-        return make_plan(sweep, trials(sweep), storage)
+        return make_plan(sweep, cells_of(sweep), Storage(storage))
 
     return plan
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from algorithms.errors import UserError
+from algorithms.storage import Storage
 from orchestrator.results import ResultStore
 
 
@@ -15,24 +16,24 @@ def result(quickstart, expand, finish):
 
 
 def test_what_is_put_is_got(result, storage):
-    assert ResultStore(storage).get(result.key) == result
+    assert ResultStore(Storage(storage)).get(result.key) == result
 
 
 def test_an_unknown_key_is_none_and_reading_creates_nothing(storage):
-    assert ResultStore(storage).get("0" * 16) is None
-    assert ResultStore(storage).all() == []
+    assert ResultStore(Storage(storage)).get("0" * 16) is None
+    assert ResultStore(Storage(storage)).all() == []
     assert not storage.exists()
 
 
 def test_a_later_result_replaces_an_earlier(result, storage):
-    store = ResultStore(storage)
+    store = ResultStore(Storage(storage))
     later = result.model_copy(update={"epochs": 9, "run_score": None})
     store.put(later)
     assert store.all() == [later]
 
 
 def test_a_reader_never_sees_half_a_result(result, storage):
-    store = ResultStore(storage)
+    store = ResultStore(Storage(storage))
     versions = [result.model_copy(update={"trial": str(i) * 5000}) for i in range(10)]
     stop = threading.Event()
 
@@ -58,11 +59,11 @@ def test_a_reader_never_sees_half_a_result(result, storage):
 def test_an_unreadable_result_is_named(result, storage, text):
     (storage / "results" / f"{result.key}.json").write_text(text)
     with pytest.raises(UserError, match=rf"{result.key}\.json .*delete it"):
-        ResultStore(storage).get(result.key)
+        ResultStore(Storage(storage)).get(result.key)
 
 
 def test_a_training_that_lags_behind_does_not_undo_what_is_there(result, storage):
-    store = ResultStore(storage)
+    store = ResultStore(Storage(storage))
     store.put(result.model_copy(update={"epochs": 1, "run_score": 0.0, "status": "running"}))
     assert store.get(result.key) == result
 
@@ -74,11 +75,11 @@ def test_a_lost_training_is_replaced_by_the_one_that_starts_anew(
     lost = finish(trial, 0, epochs=3)
     shutil.rmtree(lost.checkpoint)
     anew = finish(trial, 0, epochs=1, checkpoint="anew")
-    assert ResultStore(storage).get(lost.key) == anew
+    assert ResultStore(Storage(storage)).get(lost.key) == anew
 
 
 def test_scores_of_finished_trainings_are_kept_by_their_epochs(result, storage):
-    store = ResultStore(storage)
+    store = ResultStore(Storage(storage))
     store.put(result.model_copy(update={"finished_scores": {5: 10.0}}))
     store.put(result.model_copy(update={"epochs": 8, "finished_scores": {8: 20.0}}))
     assert store.get(result.key).finished_scores == {5: 10.0, 8: 20.0}

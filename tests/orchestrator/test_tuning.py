@@ -11,11 +11,12 @@ from algorithms import ALGORITHMS
 from algorithms.errors import UserError
 from algorithms.rllib import MOPOConfig, config_class
 from algorithms.stack.compilation import can_compile
+from algorithms.storage import Storage
 from orchestrator import tuning
+from orchestrator.deployment import Settings
 from orchestrator.plan import make_plan
 from orchestrator.results import ResultStore
-from orchestrator.settings import Settings
-from orchestrator.sweep import trials
+from orchestrator.sweep.cell import cells_of
 
 
 def test_a_cell_is_trained_by_one_run_at_a_time(quickstart, expand, storage):
@@ -42,7 +43,7 @@ def test_a_cell_of_two_names_is_held_once(quickstart, expand, storage):
 
 def test_one_tuner_trains_what_has_one_trainable(comparison, expand, load, storage):
     comparison["grid"] = {"algorithm": ["cql", "mopo", "sac", "combo", "mbpo"]}
-    planned = make_plan(load(comparison), expand(comparison), storage)
+    planned = make_plan(load(comparison), expand(comparison), Storage(storage))
     groups = tuning.by_base_algorithm(planned.jobs)
     algorithms = {base: [job.trial.algorithm for job in jobs] for base, jobs in groups.items()}
     assert algorithms == {"combo": ["cql", "combo"], "mopo": ["mopo", "sac", "mbpo"]}
@@ -76,7 +77,7 @@ def test_what_mlflow_is_told_of_a_trained_cell_is_what_the_table_says(
     diverged_at_15 = {"epochs": 15, "run_score": None, "status": "diverged"}
     finish(trial, 1, **diverged_at_15, finished_scores=at_10[1])
     told = Recorder()
-    tuning._record_trained(told, trial, ResultStore(storage))
+    tuning._record_trained(told, trial, ResultStore(Storage(storage)))
     assert told.step == epochs
     assert told.seeds == {seed: {"run_score": score} for seed, score in scores.items()}
     assert [tag for tag in told.tags if tag.startswith("diverged")] == [
@@ -87,7 +88,7 @@ def test_what_mlflow_is_told_of_a_trained_cell_is_what_the_table_says(
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_job_is_what_the_algorithms_config_takes(comparison, expand, load, storage, algorithm):
     comparison["algorithm"] = algorithm
-    (job,) = make_plan(load(comparison), expand(comparison), storage).jobs
+    (job,) = make_plan(load(comparison), expand(comparison), Storage(storage)).jobs
     config = config_class(algorithm)()
     config.job = tuning.job_config(job, storage)
     assert config.settings == job.trial.settings
@@ -118,7 +119,7 @@ def configured(monkeypatch, load, storage):
         monkeypatch.setattr(tuning.tune, "Tuner", Tuner)
         monkeypatch.setattr(tuning.ray, "cluster_resources", lambda: {"CPU": 4, "GPU": gpus})
         settings, sweep = Settings(storage, "sqlite://", None), load(content)
-        jobs = make_plan(sweep, trials(sweep), storage).jobs
+        jobs = make_plan(sweep, cells_of(sweep), Storage(storage)).jobs
         share = tuning._share(sweep, settings)
         assert tuning._tune(sweep, jobs, settings, None, share, Console()) == {}
         return trained
@@ -223,7 +224,7 @@ def test_only_checkpoints_without_a_result_are_deleted(quickstart, expand, finis
     stale = storage / "trials" / "stale"
     finish(second, 0, checkpoint="stale")
     finish(second, 0, checkpoint="newer", epochs=9)
-    tuning._prune([needed, stale], ResultStore(storage))
+    tuning._prune([needed, stale], ResultStore(Storage(storage)))
     assert needed.is_dir()
     assert not stale.exists()
 

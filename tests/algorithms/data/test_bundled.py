@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms.data import bundled, hdf5
-from algorithms.data.bundled import BUNDLED_STREAM, cache_path, generate
-from algorithms.data.catalog import CATALOG, resolve
-from algorithms.data.datasets import load
+from algorithms.data import hdf5
+from algorithms.data.bundled import generate as bundled
+from algorithms.data.bundled import source
+from algorithms.data.bundled.generate import BUNDLED_STREAM, generate
+from algorithms.data.bundled.source import cache_name, make_recipe
+from algorithms.data.catalog import CATALOG
 from algorithms.data.hdf5 import OfflineDataset
+from algorithms.data.source import load, resolve
 from algorithms.environments.episodes import EVALUATION_STREAM
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
-from algorithms.online import ONLINE_STREAM
+from algorithms.online.training import ONLINE_STREAM
+from algorithms.storage import Storage
 
 SIZE = 3_000
 
@@ -24,7 +28,7 @@ SIZE = 3_000
 def roll_out(
     dataset_id: str, processes: int, size: int = SIZE, seed: int = 0
 ) -> tuple[OfflineDataset, dict]:
-    recipe = CATALOG[dataset_id].resolve(dataset_id, size, seed).recipe
+    recipe = make_recipe(CATALOG[dataset_id], size, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundled, "SHARD_SIZE", 1000)  # two shards per level
         return generate(recipe, lambda _: None, processes)
@@ -112,17 +116,17 @@ def made(monkeypatch, data):
         advance(SIZE)
         return data, {"medium": 1.0}
 
-    monkeypatch.setattr(bundled, "generate", generate_again)
+    monkeypatch.setattr(source, "generate", generate_again)
     return calls
 
 
 def test_it_is_made_once_and_says_what_it_is(made, data, tmp_path):
     spec = resolve("bundled/hopper-medium", size=SIZE)
     for _ in range(2):
-        loaded = load(spec, tmp_path)
+        loaded = load(spec, Storage(tmp_path))
         assert hdf5.arrays_sha256(loaded) == hdf5.arrays_sha256(data)
     assert made == [spec.recipe]
-    path = cache_path(spec, tmp_path)
+    path = tmp_path / cache_name(spec)
     assert path.parent == tmp_path / "data"
     assert path.name == f"bundled-hopper-medium-{spec.content_hash[:12]}.hdf5"
     assert hdf5.read_attribute(path, "id") == spec.id
@@ -153,13 +157,13 @@ def drop_the_checksum(path):
 )
 def test_a_damaged_cache_is_made_again_with_a_warning(made, data, tmp_path, caplog, damage):
     spec = resolve("bundled/hopper-medium", size=SIZE)
-    load(spec, tmp_path)
-    damage(cache_path(spec, tmp_path))
-    loaded = load(spec, tmp_path)
+    load(spec, Storage(tmp_path))
+    damage(tmp_path / cache_name(spec))
+    loaded = load(spec, Storage(tmp_path))
     assert hdf5.arrays_sha256(loaded) == hdf5.arrays_sha256(data)
     assert len(made) == 2
     assert "is damaged: generating bundled/hopper-medium again" in caplog.text
-    load(spec, tmp_path)
+    load(spec, Storage(tmp_path))
     assert len(made) == 2
 
 
@@ -168,18 +172,19 @@ def test_policies_other_than_those_planned_are_refused(tmp_path):
     part = spec.recipe.parts[0].model_copy(update={"sha256": "0" * 64})
     changed = spec.model_copy(update={"recipe": spec.recipe.model_copy(update={"parts": (part,)})})
     with pytest.raises(UserError, match="is not the policy that was planned"):
-        load(changed, tmp_path)
+        load(changed, Storage(tmp_path))
 
 
 @pytest.mark.slow
 def test_of_two_processes_one_generates(tmp_path):
     code = (
-        "import sys, pathlib\n"
-        "from algorithms.data.catalog import resolve\n"
-        "from algorithms.data.datasets import load\n"
+        "import sys\n"
+        "from algorithms.storage import Storage\n"
+        "from algorithms.data.source import load, resolve\n"
+        "from algorithms.data.source import load\n"
         "from algorithms.data.hdf5 import arrays_sha256\n"
         "spec = resolve('bundled/hopper-medium', size=1000)\n"
-        "print(arrays_sha256(load(spec, pathlib.Path(sys.argv[1]))))\n"
+        "print(arrays_sha256(load(spec, Storage(sys.argv[1]))))\n"
     )
     # The program comes on standard input: a main script that no other process could run again.
     racing = [
@@ -208,5 +213,5 @@ def test_a_worker_that_fails_is_an_error_and_leaves_nothing(monkeypatch, tmp_pat
     monkeypatch.setattr(bundled.sys, "executable", "false")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     with pytest.raises((RuntimeError, BrokenPipeError)):
-        load(spec, tmp_path)
-    assert [path.suffix for path in (tmp_path / "data").iterdir()] == [".lock"]
+        load(spec, Storage(tmp_path))
+    assert not list(tmp_path.glob("data/*"))

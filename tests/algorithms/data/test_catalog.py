@@ -7,20 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algorithms.data.catalog import (
-    CATALOG,
-    TASKS,
-    Bundled,
-    DatasetSpec,
+from algorithms.data.bundled.recipe import (
     Level,
     apportion,
     equal,
     policies_folder,
     policy_set,
     replay,
-    resolve,
 )
+from algorithms.data.bundled.source import make_recipe
+from algorithms.data.catalog import CATALOG, TASKS, Bundled
 from algorithms.data.hdf5 import file_sha256
+from algorithms.data.source import resolve
+from algorithms.data.spec import DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
 
@@ -67,8 +66,9 @@ def test_every_bundled_entry_resolves_to_policies_that_are_shipped(dataset_id):
 def test_the_hash_follows_from_name_size_and_seed():
     specs = [resolve(name, size=size) for name in BUNDLED for size in (1000, 2000)]
     entry = CATALOG["bundled/hopper-medium"]
-    specs += [entry.resolve("bundled/hopper-medium", 1000, seed=1)]
-    assert len({spec.content_hash for spec in specs}) == len(specs)
+    hashes = [spec.content_hash for spec in specs]
+    hashes += [make_recipe(entry, 1000, seed=1).content_hash]
+    assert len(set(hashes)) == len(hashes) == len(specs) + 1
     assert resolve("bundled/hopper-medium").size == 100_000
 
 

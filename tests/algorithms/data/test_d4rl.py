@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from algorithms.data import d4rl, hdf5
-from algorithms.data.catalog import CATALOG, D4RL, resolve
-from algorithms.data.datasets import at_hand, load, missing
+from algorithms.data.catalog import CATALOG, D4RL
+from algorithms.data.source import at_hand, load, missing, resolve
 from algorithms.errors import UserError
+from algorithms.storage import Storage
 
 HOPPER, WALKER = "d4rl/hopper-medium-replay-v2", "d4rl/walker2d-medium-v2"
 FILE = "hopper_medium_replay-v2.hdf5"
@@ -84,18 +85,18 @@ def test_a_spec_is_complete_without_the_file(storage):
     )
     assert spec.size is None
     assert d4rl.file_name(spec) == "walker2d_medium-v2.hdf5"
-    assert not at_hand(spec, storage)
+    assert not at_hand(spec, Storage(storage))
 
 
 def test_what_is_missing_is_told_in_one_sentence(storage):
-    sentence = missing(resolve(HOPPER), storage)
+    sentence = missing(resolve(HOPPER), Storage(storage))
     assert sentence == (
         f"{HOPPER} needs {FILE} (75,854,457 bytes, SHA-256 e121c5f7c985...): put it into "
         f"{storage}/data/d4rl, from "
         f"http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/{FILE}"
     )
     with pytest.raises(UserError) as caught:
-        load(resolve(HOPPER), storage)
+        load(resolve(HOPPER), Storage(storage))
     assert str(caught.value) == sentence
     assert not storage.exists()
 
@@ -105,15 +106,15 @@ def test_the_file_is_found_in_the_storage_and_in_d4rls_own_places(
 ):
     spec, content = pinned
     in_home = put(home / ".d4rl" / "datasets", content)
-    assert d4rl.find(spec, storage) == in_home
+    assert d4rl.find(spec, Storage(storage)) == in_home
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "named"))
-    assert d4rl.find(spec, storage) == in_home
+    assert d4rl.find(spec, Storage(storage)) == in_home
     in_named = put(tmp_path / "named", content)
-    assert d4rl.find(spec, storage) == in_named
+    assert d4rl.find(spec, Storage(storage)) == in_named
     in_storage = put(storage / "data" / "d4rl", content)
-    assert d4rl.find(spec, storage) == in_storage
+    assert d4rl.find(spec, Storage(storage)) == in_storage
     in_storage.write_bytes(content[:-1])  # an interrupted copy does not hide a whole one
-    assert d4rl.find(spec, storage) == in_named
+    assert d4rl.find(spec, Storage(storage)) == in_named
 
 
 def test_a_home_that_nobody_has_is_no_mistake(storage, monkeypatch):
@@ -121,15 +122,15 @@ def test_a_home_that_nobody_has_is_no_mistake(storage, monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "expanduser", homeless)
-    assert "put it into" in missing(resolve(HOPPER), storage)
+    assert "put it into" in missing(resolve(HOPPER), Storage(storage))
 
 
 def test_the_file_loads_as_it_is_stored(pinned, storage):
     spec, content = pinned
     path = put(storage / "data" / "d4rl", content)
-    assert missing(spec, storage) is None
-    assert at_hand(spec, storage)
-    data = load(spec, storage)
+    assert missing(spec, Storage(storage)) is None
+    assert at_hand(spec, Storage(storage))
+    data = load(spec, Storage(storage))
     with h5py.File(path) as file:
         np.testing.assert_array_equal(data.next_obs, np.float32(file["next_observations"]))
     assert data.episode_ends.tolist() == [6, 12]
@@ -138,11 +139,11 @@ def test_the_file_loads_as_it_is_stored(pinned, storage):
 def test_a_file_that_is_cut_off(pinned, storage):
     spec, content = pinned
     path = put(storage / "data" / "d4rl", content[:-100])
-    sentence = missing(spec, storage)
+    sentence = missing(spec, Storage(storage))
     assert sentence.startswith(f"{path} has {len(content) - 100:,} bytes, but {HOPPER} has ")
     assert f" {len(content):,}: it is cut off" in sentence
     with pytest.raises(UserError, match="it is cut off"):
-        load(spec, storage)
+        load(spec, Storage(storage))
 
 
 def test_another_file_of_the_same_length(pinned, storage):
@@ -151,14 +152,14 @@ def test_another_file_of_the_same_length(pinned, storage):
     changed = bytearray(content)
     changed[len(changed) // 2] ^= 1
     path = put(storage / "data" / "d4rl", bytes(changed))
-    assert missing(spec, storage) is None
+    assert missing(spec, Storage(storage)) is None
     found = hdf5.file_sha256(path)[:12]
     with pytest.raises(UserError) as caught:
-        load(spec, storage)
+        load(spec, Storage(storage))
     assert f"{path} has SHA-256 {found}..., but {HOPPER} has " in str(caught.value)
     put(storage / "data" / "d4rl", content)
     os.utime(path, (0, 0))  # a clock too coarse for a test would show no change
-    load(spec, storage)
+    load(spec, Storage(storage))
 
 
 def test_a_process_hashes_a_file_once(pinned, storage, monkeypatch):
@@ -166,15 +167,15 @@ def test_a_process_hashes_a_file_once(pinned, storage, monkeypatch):
     put(storage / "data" / "d4rl", content)
     hashed = []
     monkeypatch.setattr(hdf5, "file_sha256", lambda path: hashed.append(path) or spec.content_hash)
-    load(spec, storage)
-    load(spec, storage)
+    load(spec, Storage(storage))
+    load(spec, Storage(storage))
     assert len(hashed) == 1
 
 
 def test_what_is_missing_is_known_without_torch_and_ray():
     code = (
-        "import sys; from pathlib import Path; from algorithms.data import catalog, datasets; "
-        "datasets.missing(catalog.resolve('d4rl/hopper-medium-v2'), Path('/nowhere')); "
+        "import sys; from algorithms.data import source; from algorithms.storage import Storage; "
+        "source.missing(source.resolve('d4rl/hopper-medium-v2'), Storage('/nowhere')); "
         "sys.exit(bool({'torch', 'ray'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

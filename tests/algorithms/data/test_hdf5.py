@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from algorithms.data import hdf5
-from algorithms.data.catalog import resolve
-from algorithms.data.datasets import load, missing
+from algorithms.data.source import load, missing, resolve
 from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
 from algorithms.settings import EnsembleSettings
+from algorithms.storage import Storage
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
@@ -60,7 +60,7 @@ def test_a_file_loads_as_it_is_stored(make_file, tmp_path):
     spec = resolve(f"file:{path}", env="Hopper-v4")
     assert (spec.id, spec.env_id, spec.size) == (f"file:{path}", "Hopper-v4", 6)
     assert spec.content_hash == hdf5.file_sha256(path)
-    data = load(spec, tmp_path / "storage")
+    data = load(spec, Storage(tmp_path / "storage"))
     for name, key in hdf5.KEYS.items():
         array = getattr(data, name)
         assert array.flags.c_contiguous
@@ -130,9 +130,9 @@ def test_the_task_of_a_file_must_be_of_its_environment(make_file):
 def test_a_file_is_missing_once_it_is_gone(make_file, tmp_path):
     path = make_file(arrays(), env="Hopper-v4")
     spec = resolve(f"file:{path}")
-    assert missing(spec, tmp_path) is None
+    assert missing(spec, Storage(tmp_path)) is None
     path.unlink()
-    assert str(path) in missing(spec, tmp_path)
+    assert str(path) in missing(spec, Storage(tmp_path))
 
 
 @pytest.mark.parametrize("key", hdf5.KEYS.values())
@@ -196,7 +196,7 @@ def test_a_file_that_changes_after_it_was_planned(make_file, tmp_path):
     spec = resolve(f"file:{path}")
     make_file(arrays() | {"rewards": np.ones(6)}, env="Hopper-v4")
     with pytest.raises(UserError, match="has changed since it was planned"):
-        load(spec, tmp_path)
+        load(spec, Storage(tmp_path))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the development data beside the repository")
@@ -207,4 +207,4 @@ def test_a_file_that_changes_after_it_was_planned(make_file, tmp_path):
 def test_real_files(name, env_id, score, tmp_path):
     spec = resolve(f"file:{SHARED / name}.hdf5")
     assert spec.env_id == env_id
-    assert load(spec, tmp_path).behaviour_score(env_id) == pytest.approx(score, abs=0.1)
+    assert load(spec, Storage(tmp_path)).behaviour_score(env_id) == pytest.approx(score, abs=0.1)

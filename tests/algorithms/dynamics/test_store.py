@@ -6,17 +6,17 @@ import pytest
 import ray
 import torch
 
-from algorithms.data.catalog import DatasetSpec
+from algorithms.data.spec import DatasetSpec
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.service import obtain_ensembles
 from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import (
-    ensemble_folder,
     publish_ensemble,
     read_ensemble,
     stack_ensembles,
 )
 from algorithms.settings import EnsembleSettings
+from algorithms.storage import Storage
 
 SETTINGS = EnsembleSettings(
     num_ensemble=3, num_elites=2, dynamics_hidden=(4,), dynamics_weight_decay=(0.01, 0.02)
@@ -37,11 +37,13 @@ def make_ensemble(seed):
 
 
 def test_published_ensembles_are_read_and_stacked_exactly(tmp_path):
-    assert read_ensemble(tmp_path, make_spec(0).key) is None
+    assert read_ensemble(Storage(tmp_path), make_spec(0).key) is None
     ensembles = [make_ensemble(seed) for seed in (0, 1)]
     for seed, ensemble in enumerate(ensembles):
-        publish_ensemble(tmp_path, make_spec(seed), ensemble, {"m": seed}, [{"loss": 1.5}], 2.5)
-    published = [read_ensemble(tmp_path, make_spec(seed).key) for seed in (1, 0)]
+        publish_ensemble(
+            Storage(tmp_path), make_spec(seed), ensemble, {"m": seed}, [{"loss": 1.5}], 2.5
+        )
+    published = [read_ensemble(Storage(tmp_path), make_spec(seed).key) for seed in (1, 0)]
     assert published[0].description["metrics"] == {"m": 1}
     assert published[0].description["history"] == [{"loss": 1.5}]
     assert EnsembleSpec.model_validate(published[0].description["spec"]) == make_spec(1)
@@ -67,7 +69,7 @@ def test_concurrent_publications_leave_one_whole_folder(tmp_path):
     def publish(n):
         barrier.wait()
         try:
-            publish_ensemble(tmp_path, spec, candidates[n], {"who": n}, [], 0.0)
+            publish_ensemble(Storage(tmp_path), spec, candidates[n], {"who": n}, [], 0.0)
         except Exception as error:  # noqa: BLE001 - reported below
             failures.append(error)
 
@@ -78,7 +80,7 @@ def test_concurrent_publications_leave_one_whole_folder(tmp_path):
         thread.join()
     assert not failures
     assert [f.name for f in (tmp_path / "ensembles").iterdir()] == [spec.key]
-    published = read_ensemble(tmp_path, spec.key)
+    published = read_ensemble(Storage(tmp_path), spec.key)
     winner = candidates[published.description["metrics"]["who"]]
     for name, value in winner.state_dict().items():
         assert torch.equal(published.weights[name], value)
@@ -87,19 +89,20 @@ def test_concurrent_publications_leave_one_whole_folder(tmp_path):
 def test_what_is_published_is_never_replaced(tmp_path):
     spec = make_spec(0)
     for seed in (0, 1):
-        publish_ensemble(tmp_path, spec, make_ensemble(seed), {"who": seed}, [], 0.0)
-    assert read_ensemble(tmp_path, spec.key).description["metrics"] == {"who": 0}
+        publish_ensemble(Storage(tmp_path), spec, make_ensemble(seed), {"who": seed}, [], 0.0)
+    assert read_ensemble(Storage(tmp_path), spec.key).description["metrics"] == {"who": 0}
 
 
 def test_a_publication_that_fails_leaves_nothing_under_the_key(tmp_path):
-    folder = ensemble_folder(tmp_path, make_spec(0).key)
     with pytest.raises(TypeError):
-        publish_ensemble(tmp_path, make_spec(0), make_ensemble(0), {"m": object()}, [], 0.0)
-    assert not list(folder.parent.iterdir())
-    assert read_ensemble(tmp_path, make_spec(0).key) is None
+        publish_ensemble(
+            Storage(tmp_path), make_spec(0), make_ensemble(0), {"m": object()}, [], 0.0
+        )
+    assert not list(tmp_path.glob("ensembles/*"))
+    assert read_ensemble(Storage(tmp_path), make_spec(0).key) is None
 
 
 def test_asked_for_no_ensembles_nothing_is_started(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was started"))
-    assert obtain_ensembles([], tmp_path) == []
+    assert obtain_ensembles([], Storage(tmp_path)) == []
     assert not list(tmp_path.iterdir())

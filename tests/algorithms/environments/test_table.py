@@ -30,7 +30,7 @@ def test_scores_are_0_for_random_and_100_for_expert_and_linear_between():
 
 def test_data_sets_are_resolved_and_loaded_without_torch():
     code = (
-        "import sys, algorithms.data.datasets as d, algorithms.data.catalog as c; "
-        "c.resolve('bundled/hopper-medium'); sys.exit('torch' in sys.modules)"
+        "import sys, algorithms.data.source as s; "
+        "s.resolve('bundled/hopper-medium'); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

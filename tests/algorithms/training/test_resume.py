@@ -17,6 +17,7 @@ from algorithms.errors import UserError
 from algorithms.settings import EnsembleSettings
 from algorithms.stack.randomness import set_generator_states
 from algorithms.stack.state import select_seeds
+from algorithms.storage import Storage
 
 SMALL = EnsembleSettings(
     num_ensemble=3,
@@ -159,8 +160,8 @@ def spec(tmp_path):
         timeout=np.arange(rows) % 100 == 99,
     )
     path = tmp_path / "data.hdf5"
-    hdf5.write(path, data, {})
-    dataset = catalog.resolve(f"file:{path}", env="Hopper-v4")
+    path.write_bytes(hdf5.encode(data, {}))
+    dataset = source.resolve(f"file:{path}", env="Hopper-v4")
     return EnsembleSpec(dataset=dataset, settings=SMALL, seed=4)
 
 
@@ -188,11 +189,11 @@ def test_an_ensemble_that_diverged_is_not_published(tmp_path, spec):
     # Rewards whose square overflows: no member ever has a finite error on the holdout.
     path = tmp_path / "huge.hdf5"
     data = hdf5.read(tmp_path / "data.hdf5", "Hopper-v4")
-    hdf5.write(path, data._replace(reward=data.reward + np.float32(1e25)), {})
-    dataset = catalog.resolve(f"file:{path}", env="Hopper-v4")
+    path.write_bytes(hdf5.encode(data._replace(reward=data.reward + np.float32(1e25)), {}))
+    dataset = source.resolve(f"file:{path}", env="Hopper-v4")
     huge = spec.model_copy(update={"dataset": dataset})
     with pytest.raises(UserError, match="diverged: lower dynamics_lr"):
-        list(train_ensemble(huge, tmp_path))
+        list(train_ensemble(huge, Storage(tmp_path)))
     assert not list((tmp_path / "ensembles").iterdir())
 
 

@@ -1,0 +1,1 @@
+"""Bundled data: rolled out on first use from policies that the package contains."""

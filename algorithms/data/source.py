@@ -1,0 +1,132 @@
+"""Where data come from: `SOURCES` has one row for each kind, chosen by how an id begins.
+
+A source is a module with the functions of `DataSource`. Like the catalogue, this module does not
+import torch, and a source is imported when the first id of its kind is met.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Protocol, cast
+
+from rich.progress import Progress
+
+from algorithms.data.catalog import CATALOG, TASKS
+from algorithms.data.hdf5 import OfflineDataset
+from algorithms.data.spec import FILE_PREFIX, DatasetSpec
+from algorithms.environments.table import ENVIRONMENTS
+from algorithms.errors import UserError, expected
+from algorithms.storage import Storage
+
+SOURCES = {
+    "bundled/": "algorithms.data.bundled.source",
+    "d4rl/": "algorithms.data.d4rl",
+    FILE_PREFIX: "algorithms.data.file",
+}
+
+
+class DataSource(Protocol):
+    """What a kind of data has to say; the functions below say what each of these means."""
+
+    def resolve(
+        self, dataset_id: str, *, env: str | None, size: int | None, task: str | None
+    ) -> DatasetSpec: ...
+
+    def missing(self, spec: DatasetSpec, storage: Storage) -> str | None: ...
+
+    def at_hand(self, spec: DatasetSpec, storage: Storage) -> bool: ...
+
+    def load(
+        self, spec: DatasetSpec, storage: Storage, progress: Progress | None
+    ) -> OfflineDataset: ...
+
+
+def source_of(dataset_id: str) -> DataSource:
+    """The source of an id.
+
+    Raises:
+        UserError: no source has such ids, or the catalogue does not know the name.
+    """
+    for prefix, module in SOURCES.items():
+        if dataset_id.startswith(prefix) and (dataset_id in CATALOG or prefix.endswith(":")):
+            return cast("DataSource", import_module(module))
+    raise UserError(expected("data set", dataset_id, [*CATALOG, f"{FILE_PREFIX}PATH"]))
+
+
+def resolve(
+    dataset_id: str,
+    *,
+    env: str | None = None,
+    size: int | None = None,
+    task: str | None = None,
+) -> DatasetSpec:
+    """The data set of that name; a file of one's own is read and checked.
+
+    Nothing is generated, and a file of D4RL's need not be there: `missing` tells.
+
+    Args:
+        dataset_id: a key of `CATALOG`, or `file:PATH` of an HDF5 file in D4RL's layout.
+        env: environment of a file that does not name its own.
+        size: transitions of bundled data, 1,000 to 1,000,000 (default 100,000).
+        task: the key of `TASKS` that a file of one's own stands in for; no part of its identity.
+
+    Raises:
+        UserError: unknown name, environment or task, or a file that is missing, damaged or
+            not in D4RL's layout.
+    """
+    if env is not None and env not in ENVIRONMENTS:
+        raise UserError(expected("env", env, ENVIRONMENTS))
+    if task is not None and task not in TASKS:
+        raise UserError(expected("task", task, TASKS))
+    return source_of(dataset_id).resolve(dataset_id, env=env, size=size, task=task)
+
+
+def load(spec: DatasetSpec, storage: Storage, progress: Progress | None = None) -> OfflineDataset:
+    """The transitions of a data set; bundled data is made on first use and kept in `storage`.
+
+    Args:
+        spec: from `resolve`.
+        storage: where all is that is kept between runs.
+        progress: display to add a bar to where data must be made; by default a new one on stderr.
+
+    Raises:
+        UserError: a file that is missing, or is not the one that `spec` says.
+    """
+    return source_of(spec.id).load(spec, storage, progress)
+
+
+def missing(spec: DatasetSpec, storage: Storage) -> str | None:
+    """None if `load` can have the data, else one sentence: which file to put where.
+
+    Cheap: no file is opened, so its hash is left to `load`.
+    """
+    return source_of(spec.id).missing(spec, storage)
+
+
+def at_hand(spec: DatasetSpec, storage: Storage) -> bool:
+    """Whether `load` only has to read, with nothing to generate first."""
+    return source_of(spec.id).at_hand(spec, storage)
+
+
+def of_catalog(
+    dataset_id: str, spec: DatasetSpec, *, env: str | None, task: str | None
+) -> DatasetSpec:
+    """`spec`, if what was said beside its name does not contradict the catalogue.
+
+    Raises:
+        UserError: it does.
+    """
+    if env not in (None, spec.env_id):
+        raise UserError(f"{dataset_id} is of env {spec.env_id}, not {env}: remove env")
+    if task is not None:
+        raise UserError(
+            f"task may be given for {FILE_PREFIX} data only: remove it from {dataset_id}, "
+            f"whose task is {spec.task}"
+        )
+    return spec
+
+
+def refuse_size(dataset_id: str, size: int | None) -> None:
+    """Raises a UserError if a size was given, which bundled data alone has."""
+    if size is not None:
+        raise UserError(f"size applies to bundled data sets only: remove it from {dataset_id}")

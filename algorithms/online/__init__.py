@@ -1,0 +1,1 @@
+"""Online SAC: the policies from which the bundled data sets are rolled out."""
