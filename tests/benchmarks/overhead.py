@@ -36,7 +36,7 @@ from algorithms.rllib import MOPOConfig
 from algorithms.training.checkpoint import encode
 from orchestrator import tuning
 from orchestrator.deployment import Settings
-from orchestrator.sweep.cell import cells_of
+from orchestrator.sweep.cell import Cell, cells_of
 from orchestrator.sweep.model import Sweep
 
 

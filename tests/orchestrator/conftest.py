@@ -58,7 +58,7 @@ def load(tmp_path):
 
 @pytest.fixture
 def expand(load):
-    """Text or a mapping -> the trials of the sweep."""
+    """Text or a mapping -> the cells of the sweep."""
     return lambda content: cells_of(load(content))
 
 
@@ -70,24 +70,24 @@ def storage(tmp_path):
 
 @pytest.fixture
 def finish(storage):
-    """Enter a result of one seed of a trial into the storage, as a training would."""
+    """Enter a result of one seed of a cell into the storage, as a training would."""
 
-    def finish(trial, seed, *, epochs=None, checkpoint=None, index=0, **fields) -> SeedResult:
-        epochs = trial.settings.epochs if epochs is None else epochs
-        folder = storage / "trials" / (checkpoint or trial.name)
+    def finish(cell, seed, *, epochs=None, checkpoint=None, position=0, **fields) -> SeedResult:
+        epochs = cell.settings.epochs if epochs is None else epochs
+        folder = storage / "trials" / (checkpoint or cell.name)
         folder.mkdir(parents=True, exist_ok=True)
         values = {
-            "key": trial.result_key(seed),
-            "trial": trial.name,
+            "key": cell.result_key(seed),
+            "cell": cell.name,
             "seed": seed,
             "epochs": epochs,
             "run_score": 10.0,
             "behaviour_score": 7.5,
             "minutes": 3.0,
             "checkpoint": str(folder),
-            "index": index,
-            "ensemble_key": (spec := trial.ensemble(seed)) and spec.key,
-            "status": "finished" if epochs >= trial.settings.epochs else "running",
+            "position": position,
+            "ensemble_key": (spec := cell.ensemble(seed)) and spec.key,
+            "status": "finished" if epochs >= cell.settings.epochs else "running",
         }
         result = SeedResult(**values | fields)
         ResultStore(Storage(storage)).put(result)

@@ -3,53 +3,65 @@
 import time
 from pathlib import Path
 
-from orchestrator import tracking
-from orchestrator.tracking import CELL, ENSEMBLE
+from orchestrator.tracking.mlflow import tracker as mlflow_tracker
+from orchestrator.tracking.mlflow.tracker import CELL, MLflowTracker
+from orchestrator.tracking.mlflow.writer import ENSEMBLE
+from orchestrator.tracking.protocol import Trackers
+from orchestrator.tracking.records import (
+    CellRecord,
+    DatasetRecord,
+    EnsembleRecord,
+    EpochRecord,
+    SweepRecord,
+)
 
 DIGEST = "d1" * 32
-DATASET = {"id": "bundled/hopper-medium", "digest": DIGEST, "env_id": "Hopper-v4"}
+DATASET = DatasetRecord(id="bundled/hopper-medium", digest=DIGEST, env_id="Hopper-v4")
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 
 
-def a_job(**changes):
-    return {
+def a_tracker(server, sweep, *, question="", params=None, **options):
+    """A tracker of MLflow alone, which closes itself as a context manager."""
+    record = SweepRecord(name=sweep, question=question, params=params or {})
+    return Trackers([MLflowTracker(server.uri, record, **options)])
+
+
+def a_cell(**changes):
+    values = {
+        "key": "c0ffee",
         "name": "penalty-max_std__hopper-medium",
-        "run_name": "max_std, hopper-medium",
-        "cell_key": "c0ffee",
+        "variant": "penalty=max_std",
         "params": {"penalty": "max_std", "penalty_coef": 2.5, "epochs": 5, "hidden": (256, 256)},
         "dataset": DATASET,
-        "seeds": [0, 1],
-        "ensemble_keys": [],
-        "tags": {"orchestrator.variant": "penalty=max_std"},
-        **changes,
+        "seeds": (0, 1),
+        "cell_seeds": (0, 1),
     }
+    return CellRecord(**values | changes)
 
 
 def an_epoch(epoch, *seeds, **metrics):
-    """A trial's result in which seed k's score is 10 epoch + k."""
+    """An epoch in which seed k's score is 10 epoch + k."""
     scores = {seed: 10.0 * epoch + seed for seed in seeds or (0, 1)}
-    return {
-        "training_iteration": epoch,
-        "minutes": 0.5 * epoch,
-        "mean": {"run_score": sum(scores.values()) / len(scores), **metrics},
-        "seed": {str(seed): {"run_score": score} for seed, score in scores.items()},
-    }
+    return EpochRecord(
+        epoch=epoch,
+        minutes=0.5 * epoch,
+        mean={"run_score": sum(scores.values()) / len(scores), **metrics},
+        seeds={seed: {"run_score": score} for seed, score in scores.items()},
+    )
 
 
 def record_ensemble(tracker, key, **changes):
-    tracker.log_ensemble(
-        key,
-        **{
-            "name": f"hopper-medium, seed 0 ({key})",
-            "params": {"num_ensemble": 7},
-            "dataset": DATASET,
-            "seed": 0,
-            "path": "/storage/ensembles/key",
-            "metrics": {"holdout_mse": 0.25, "within_1_std": 0.7},
-            "history": [{"holdout_mse": 0.5}, {"holdout_mse": 0.25}],
-            **changes,
-        },
-    )
+    values = {
+        "key": key,
+        "name": f"hopper-medium, seed 0 ({key})",
+        "params": {"num_ensemble": 7},
+        "dataset": DATASET,
+        "seed": 0,
+        "folder": "/storage/ensembles/key",
+        "metrics": {"holdout_mse": 0.25, "within_1_std": 0.7},
+        "history": ({"holdout_mse": 0.5}, {"holdout_mse": 0.25}),
+    }
+    tracker.log_ensemble(EnsembleRecord(**values | changes))
 
 
 def runs_of(client, experiment):
@@ -87,9 +99,7 @@ def the_cells(client, sweep):
 
 
 def warnings_of(caplog):
-    return [
-        entry.getMessage() for entry in caplog.records if entry.name == tracking.tracker.__name__
-    ]
+    return [entry.getMessage() for entry in caplog.records if entry.name == mlflow_tracker.__name__]
 
 
 def wait_for(condition, seconds=20.0):

@@ -64,15 +64,15 @@ def checkpointed(tune_trial, storage, tracker):
         checkpoint = SimpleNamespace(path=str(storage / "trials" / "checkpoint_1"))
         store = ResultStore(Storage(storage))
         ResultCallback(store, tracker).on_checkpoint(1, [trial], trial, checkpoint)
-        return [store.get(trial.job.trial.result_key(seed)) for seed in (0, 1)]
+        return [store.get(trial.job.cell.result_key(seed)) for seed in (0, 1)]
 
     return checkpointed
 
 
 def test_a_checkpoint_is_pointed_at_by_the_result_of_each_seed(checkpointed, storage):
     first, second = checkpointed(a_result(3, {"run_score": 1.0}, {"run_score": 2.0}))
-    assert (first.epochs, first.run_score, first.index, first.status) == (3, 1.0, 0, "running")
-    assert (second.seed, second.run_score, second.index) == (1, 2.0, 1)
+    assert (first.epochs, first.run_score, first.position, first.status) == (3, 1.0, 0, "running")
+    assert (second.seed, second.run_score, second.position) == (1, 2.0, 1)
     assert first.checkpoint == str(storage / "trials" / "checkpoint_1")
     assert first.ensemble_key != second.ensemble_key
     assert first.finished_scores == {}
@@ -125,7 +125,7 @@ def test_progress_counts_from_the_epoch_where_a_training_goes_on(
 ):
     comparison["fixed"] = {"epochs": 20}
     for seed in (0, 1):
-        finish(expand(comparison | {"algorithm": "mopo"})[0], seed, epochs=8, index=seed)
+        finish(expand(comparison | {"algorithm": "mopo"})[0], seed, epochs=8, position=seed)
     trial = tune_trial()
     with StageProgress(Console(width=120)) as progress:
         callback = ProgressCallback(progress)

@@ -65,9 +65,9 @@ def test_plan_shows_trials_and_ensembles_and_leaves_nothing_behind(
     shown = orchestrator("plan", sweep_file)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "penalty=max_std" in shown.stdout
-    assert "to run: 4 seeds in 2 trials" in shown.stdout
+    assert "to run: 4 seeds in 2 cells" in shown.stdout
     told = json.loads(orchestrator("plan", sweep_file, "--json").stdout)
-    assert (len(told["trials"]), len(told["ensembles"])) == (2, 1)
+    assert (len(told["cells"]), len(told["ensembles"])) == (2, 1)
     assert not storage.exists()
 
 
@@ -127,7 +127,7 @@ def test_a_second_run_trains_nothing_and_says_so(
 ):
     for trial in cells_of(load(quickstart)):
         finish(trial, 0)
-        finish(trial, 1, index=1)
+        finish(trial, 1, position=1)
     assert in_process("run", sweep_file) == 0
     assert tuning.calls == []
     text = capsys.readouterr().out

@@ -3,14 +3,15 @@ from pathlib import Path
 import pytest
 
 from algorithms.errors import UserError
-from orchestrator.deployment import Settings
+from algorithms.storage import Storage
+from orchestrator.deployment import Deployment
 
 
 def test_defaults_are_embedded():
-    settings = Settings.from_environment(environ={})
-    assert settings.storage == Path.home() / "orchestrator"
-    assert settings.tracking_uri == f"sqlite:///{settings.storage}/mlflow.db"
-    assert settings.ray_address is None
+    deployment = Deployment.from_environment(environ={})
+    assert deployment.storage == Storage(Path.home() / "orchestrator")
+    assert deployment.tracking_uri == f"sqlite:///{deployment.storage}/mlflow.db"
+    assert deployment.ray_address is None
 
 
 def test_the_environment_decides_and_an_option_wins(tmp_path):
@@ -19,20 +20,20 @@ def test_the_environment_decides_and_an_option_wins(tmp_path):
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
         "RAY_ADDRESS": "auto",
     }
-    settings = Settings.from_environment(environ=environ)
-    assert settings == Settings(tmp_path / "a", "http://mlflow:5000", "auto")
-    assert Settings.from_environment(tmp_path / "b", environ).storage == tmp_path / "b"
+    deployment = Deployment.from_environment(environ=environ)
+    assert deployment == Deployment(Storage(tmp_path / "a"), "http://mlflow:5000", "auto")
+    assert Deployment.from_environment(tmp_path / "b", environ).storage == Storage(tmp_path / "b")
 
 
 def test_a_relative_storage_is_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert Settings.from_environment(Path("here"), {}).storage == tmp_path / "here"
+    assert Deployment.from_environment(Path("here"), {}).storage == Storage(tmp_path / "here")
 
 
 def test_only_prepare_creates_the_storage(storage):
-    settings = Settings.from_environment(storage, {})
+    deployment = Deployment.from_environment(storage, {})
     assert not storage.exists()
-    settings.prepare()
+    deployment.prepare()
     assert list(storage.iterdir()) == []
 
 
@@ -41,9 +42,9 @@ def test_a_file_in_the_way_is_named(tmp_path, below):
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(UserError, match=f"{file} is not a folder"):
-        Settings.from_environment(file / below, {})
+        Deployment.from_environment(file / below, {})
 
 
 def test_a_storage_that_cannot_be_created_is_named():
     with pytest.raises(UserError, match=r"storage /proc/x cannot be written .*--storage"):
-        Settings.from_environment(Path("/proc/x"), {}).prepare()
+        Deployment.from_environment(Path("/proc/x"), {}).prepare()

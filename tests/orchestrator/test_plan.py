@@ -4,7 +4,7 @@ import shutil
 import pytest
 from rich.console import Console
 
-from algorithms.data.bundled import generate as bundled
+from algorithms.data.bundled import source
 from algorithms.storage import Storage
 from orchestrator.plan import Resume, make_plan
 from orchestrator.sweep.cell import cells_of
@@ -52,16 +52,16 @@ def test_six_penalties_on_two_data_sets_need_two_ensembles(quickstart, plan):
     quickstart["grid"]["penalty"] = penalties
     quickstart["datasets"].append("bundled/hopper-medium")
     planned = plan(quickstart)
-    assert (len(planned.trials), len(planned.ensembles)) == (12, 2)
+    assert (len(planned.cells), len(planned.ensembles)) == (12, 2)
 
 
 def test_when_all_is_done_nothing_is_to_run(quickstart, expand, plan, finish):
     for trial in expand(quickstart):
         finish(trial, 0)
-        finish(trial, 1, index=1)
+        finish(trial, 1, position=1)
     planned = plan(quickstart)
     assert planned.jobs == ()
-    assert [cell.done for cell in planned.trials] == [(0, 1)] * 2
+    assert [cell.done for cell in planned.cells] == [(0, 1)] * 2
     assert planned.ensembles_to_train == ()  # although it is not in the storage any more
     assert planned.datasets_to_generate == ()
     assert planned.summary().startswith("nothing to run")
@@ -70,7 +70,7 @@ def test_when_all_is_done_nothing_is_to_run(quickstart, expand, plan, finish):
 def test_one_more_seed_trains_that_seed_alone(quickstart, expand, plan, finish):
     for trial in expand(quickstart):
         finish(trial, 0)
-        finish(trial, 1, index=1)
+        finish(trial, 1, position=1)
     planned = plan(quickstart | {"seeds": 3})
     assert [(job.seeds, job.resume) for job in planned.jobs] == [((2,), None)] * 2
 
@@ -80,12 +80,10 @@ def test_another_penalty_is_one_trial_and_no_ensemble(quickstart, expand, plan, 
     publish(cells[0].ensemble(0))
     for trial in cells:
         finish(trial, 0)
-        finish(trial, 1, index=1)
+        finish(trial, 1, position=1)
     quickstart["grid"]["penalty"] = ["none", "combined", "max_std"]
     planned = plan(quickstart)
-    assert [(job.trial.variant, job.seeds) for job in planned.jobs] == [
-        ("penalty=combined", (0, 1))
-    ]
+    assert [(job.cell.variant, job.seeds) for job in planned.jobs] == [("penalty=combined", (0, 1))]
     assert [e.cached for e in planned.ensembles] == [True]
     assert planned.ensembles_to_train == ()
 
@@ -93,11 +91,11 @@ def test_another_penalty_is_one_trial_and_no_ensemble(quickstart, expand, plan, 
 def test_more_epochs_continue_from_the_checkpoint(quickstart, expand, plan, finish):
     for trial in expand(quickstart):
         checkpoint = finish(trial, 0).checkpoint
-        finish(trial, 1, index=1)
+        finish(trial, 1, position=1)
     quickstart["fixed"]["epochs"] = 8
     planned = plan(quickstart)
     assert planned.jobs[1].seeds == (0, 1)
-    assert planned.jobs[1].resume == Resume(checkpoint, indices=(0, 1), epochs=5)
+    assert planned.jobs[1].resume == Resume(checkpoint, positions=(0, 1), epochs=5)
     assert planned.jobs[1].epochs_left == 3
     assert planned.gradient_steps == 2 * 2 * 3 * 1000
 
@@ -115,12 +113,12 @@ def test_seeds_continue_together_only_from_one_epoch_of_one_checkpoint(
 ):
     quickstart |= {"seeds": [0, 1, 2, 3, 4, 5], "grid": {"penalty": ["none"]}}
     (trial,) = expand(quickstart)
-    first = finish(trial, 0, epochs=2, checkpoint="a", index=1).checkpoint
-    finish(trial, 3, epochs=2, checkpoint="a", index=0)
-    finish(trial, 1, epochs=1, checkpoint="a", index=2)
+    first = finish(trial, 0, epochs=2, checkpoint="a", position=1).checkpoint
+    finish(trial, 3, epochs=2, checkpoint="a", position=0)
+    finish(trial, 1, epochs=1, checkpoint="a", position=2)
     second = finish(trial, 2, epochs=2, checkpoint="b").checkpoint
     finish(trial, 4, epochs=5)
-    (cell,) = plan(quickstart).trials
+    (cell,) = plan(quickstart).cells
     assert [(job.seeds, job.resume) for job in cell.jobs] == [
         ((0, 3), Resume(first, (1, 0), 2)),
         ((1,), Resume(first, (2,), 1)),
@@ -138,7 +136,7 @@ def test_a_seed_whose_checkpoint_is_gone_starts_anew_unless_it_is_done(
     (trial,) = expand(quickstart)
     shutil.rmtree(finish(trial, 0, epochs=5, checkpoint="finished").checkpoint)
     shutil.rmtree(finish(trial, 1, epochs=2, checkpoint="started").checkpoint)
-    (cell,) = plan(quickstart).trials
+    (cell,) = plan(quickstart).cells
     assert cell.done == (0,)
     assert [(job.seeds, job.resume) for job in cell.jobs] == [((1,), None)]
 
@@ -147,14 +145,14 @@ def test_a_diverged_seed_is_not_tried_again(quickstart, expand, plan, finish):
     quickstart["grid"]["penalty"] = ["none"]
     (trial,) = expand(quickstart)
     finish(trial, 0, epochs=1, status="diverged")
-    finish(trial, 1, epochs=2, index=1)
-    (cell,) = plan(quickstart).trials
+    finish(trial, 1, epochs=2, position=1)
+    (cell,) = plan(quickstart).cells
     assert cell.done == (0,)
     assert [job.seeds for job in cell.jobs] == [(1,)]
 
 
 def test_generated_data_is_not_generated_again(quickstart, expand, plan, storage):
-    path = bundled.cache_path(expand(quickstart)[0].dataset, storage)
+    path = storage / source.cache_name(expand(quickstart)[0].dataset)
     path.parent.mkdir(parents=True)
     path.touch()
     assert plan(quickstart).datasets_to_generate == ()
@@ -174,7 +172,7 @@ def test_a_file_of_d4rls_that_is_not_there_is_missing_until_nothing_needs_it(
     assert str(storage) in sentence
     for trial in expand(quickstart):
         finish(trial, 0)
-        finish(trial, 1, index=1)
+        finish(trial, 1, position=1)
     assert plan(quickstart).missing_data == ()
 
 
@@ -187,7 +185,7 @@ def test_missing_data_the_preset_and_equal_rows_are_shown(quickstart, plan):
     }
     planned = plan(quickstart)
     told = json.loads(json.dumps(planned.to_json()))
-    none, _, mbpo, cql = told["trials"]
+    none, _, mbpo, cql = told["cells"]
     assert (told["preset"], cql["algorithm"], cql["settings"]["beta"]) == (
         "offlinerlkit_v2",
         "cql",
@@ -216,7 +214,7 @@ def test_json_and_tables_tell_the_same(quickstart, expand, plan, finish):
     finish(trial, 1, epochs=2)
     planned = plan(quickstart)
     told = json.loads(json.dumps(planned.to_json()))
-    assert told["trials"][0] == {
+    assert told["cells"][0] == {
         "name": trial.name,
         "variant": "penalty=none",
         "algorithm": "mopo",
@@ -228,7 +226,7 @@ def test_json_and_tables_tell_the_same(quickstart, expand, plan, finish):
         "continuing": [{"seeds": [1], "epochs": 2}],
         "new": [],
     }
-    assert told["trials"][1]["new"] == [0, 1]
+    assert told["cells"][1]["new"] == [0, 1]
     assert told["ensembles"] == [
         {
             "key": other.ensemble(0).key,
@@ -244,7 +242,7 @@ def test_json_and_tables_tell_the_same(quickstart, expand, plan, finish):
     text = capture.get()
     for word in ("penalty=max_std", "1 from epoch 2", other.ensemble(0).key, "to train"):
         assert word in text
-    assert "to run: 3 seeds in 2 trials" in text
+    assert "to run: 3 seeds in 2 cells" in text
     assert "13,000 gradient steps" in text
 
 
@@ -254,5 +252,5 @@ def test_a_seed_that_starts_anew_because_its_checkpoint_is_gone_is_announced(
     trial, _ = expand(quickstart)
     shutil.rmtree(finish(trial, 0, epochs=2).checkpoint)
     planned = plan(quickstart)
-    assert planned.trials[0].lost == (0,)
+    assert planned.cells[0].lost == (0,)
     assert "1 seed of these start anew" in planned.summary()

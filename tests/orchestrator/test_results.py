@@ -12,7 +12,7 @@ from orchestrator.results import ResultStore
 @pytest.fixture
 def result(quickstart, expand, finish):
     trial, _ = expand(quickstart)
-    return finish(trial, 1, index=1)
+    return finish(trial, 1, position=1)
 
 
 def test_what_is_put_is_got(result, storage):
@@ -87,5 +87,5 @@ def test_scores_of_finished_trainings_are_kept_by_their_epochs(result, storage):
 
 def test_a_storage_may_be_moved(result, storage, tmp_path):
     moved = storage.rename(tmp_path / "moved")
-    checkpoint = ResultStore(moved).get(result.key).existing_checkpoint
+    checkpoint = ResultStore(Storage(moved)).get(result.key).existing_checkpoint
     assert checkpoint == str(moved / Path(result.checkpoint).relative_to(storage))

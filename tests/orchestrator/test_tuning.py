@@ -45,7 +45,7 @@ def test_one_tuner_trains_what_has_one_trainable(comparison, expand, load, stora
     comparison["grid"] = {"algorithm": ["cql", "mopo", "sac", "combo", "mbpo"]}
     planned = make_plan(load(comparison), expand(comparison), Storage(storage))
     groups = tuning.by_base_algorithm(planned.jobs)
-    algorithms = {base: [job.trial.algorithm for job in jobs] for base, jobs in groups.items()}
+    algorithms = {base: [job.cell.algorithm for job in jobs] for base, jobs in groups.items()}
     assert algorithms == {"combo": ["cql", "combo"], "mopo": ["mopo", "sac", "mbpo"]}
 
 
@@ -91,8 +91,8 @@ def test_a_job_is_what_the_algorithms_config_takes(comparison, expand, load, sto
     (job,) = make_plan(load(comparison), expand(comparison), Storage(storage)).jobs
     config = config_class(algorithm)()
     config.job = tuning.job_config(job, storage)
-    assert config.settings == job.trial.settings
-    assert config.dataset == job.trial.dataset
+    assert config.settings == job.cell.settings
+    assert config.dataset == job.cell.dataset
     keys = [spec.key for spec in config.ensemble_specs()]
     assert keys == [spec.key for spec in job.ensembles if spec]
     assert sorted(keys) == config.job["record"]["ensemble_keys"]

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from algorithms.data import catalog, hdf5
+from algorithms.data import hdf5, source
 from algorithms.dynamics.service import train_ensemble
 from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import read_ensemble

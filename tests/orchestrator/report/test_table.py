@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from algorithms.storage import Storage
-from orchestrator.report.table import table as report
+from orchestrator.report import table as report
 from orchestrator.results import ResultStore
 from orchestrator.sweep.cell import cells_of
 
@@ -31,7 +31,7 @@ def score(expand, finish):
     def score(content, *scores_per_trial):
         for trial, scores in zip(expand(content), scores_per_trial, strict=True):
             for seed, value in zip(trial.seeds, scores, strict=False):
-                finish(trial, seed, run_score=value, index=seed)
+                finish(trial, seed, run_score=value, position=seed)
 
     return score
 
@@ -167,7 +167,7 @@ def test_minutes_count_seeds_that_trained_together_once(quickstart, expand, tabl
     quickstart["seeds"] = 3
     first, _ = expand(quickstart)
     finish(first, 0, minutes=6.0, checkpoint="together")
-    finish(first, 1, minutes=6.0, checkpoint="together", index=1)
+    finish(first, 1, minutes=6.0, checkpoint="together", position=1)
     finish(first, 2, minutes=4.0, checkpoint="later")
     assert table(quickstart)[0]["minutes"].tolist() == [10.0, 0.0]
 

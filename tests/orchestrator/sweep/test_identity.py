@@ -159,7 +159,7 @@ def test_without_a_model_no_ensemble_is_planned_and_none_is_part_of_the_result(
     for job in planned.jobs:
         assert job.ensembles == (None, None)
         assert job.ensemble_keys == set()
-    (shared, _) = planned.trials
+    (shared, _) = planned.cells
     per_seed = cells_of(load(comparison | {"dynamics_seeds": "shared"}))[0]
-    assert shared.trial.result_key(1) == per_seed.result_key(1)
-    assert shared.trial.cell_key == per_seed.cell_key
+    assert shared.cell.result_key(1) == per_seed.result_key(1)
+    assert shared.cell.cell_key == per_seed.cell_key

@@ -13,7 +13,7 @@ from algorithms.errors import UserError
 from orchestrator.sweep.cell import cells_of
 from orchestrator.sweep.model import Sweep, load_sweep
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_quickstart_expands_to_one_trial_per_penalty():
@@ -369,7 +369,7 @@ def test_trials_can_be_sent_to_other_processes(quickstart, expand):
     assert len(set(cells)) == 2
 
 
-@pytest.mark.parametrize("module", ["sweep", "plan", "results", "settings", "cli"])
+@pytest.mark.parametrize("module", ["sweep.cell", "plan", "results", "deployment", "cli"])
 def test_planning_imports_neither_ray_nor_torch_nor_mlflow(module):
     code = (
         f"import sys, orchestrator.{module}\n"

@@ -10,7 +10,7 @@ from orchestrator.plan import make_plan
 from orchestrator.sweep.cell import cells_of
 from orchestrator.sweep.model import load_sweep
 
-SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
+SWEEPS = sorted((Path(__file__).parents[3] / "sweeps").glob("*.yaml"))
 
 
 def labels(cells):
@@ -121,12 +121,12 @@ def test_two_names_for_one_training_are_two_rows_that_train_once(comparison, loa
     }
     sweep = load(comparison)
     cells = cells_of(sweep)
-    none, _, mbpo = make_plan(sweep, cells, Storage(storage)).trials
+    none, _, mbpo = make_plan(sweep, cells, Storage(storage)).cells
     assert [job.seeds for job in none.jobs] == [(0, 1)]
     assert (mbpo.jobs, mbpo.same_as) == ((), cells[0])
     for seed in (0, 1):
         finish(cells[0], seed)
-    none, _, mbpo = make_plan(sweep, cells, Storage(storage)).trials
+    none, _, mbpo = make_plan(sweep, cells, Storage(storage)).cells
     assert (none.done, mbpo.done) == ((0, 1), (0, 1))
 
 

@@ -10,7 +10,8 @@ from mlflow import MlflowClient
 from mlflow_runs import (
     DIGEST,
     PNG,
-    a_job,
+    a_cell,
+    a_tracker,
     an_epoch,
     curve,
     record_ensemble,
@@ -22,20 +23,23 @@ from mlflow_runs import (
     warnings_of,
 )
 
-from orchestrator import tracking
-from orchestrator.tracking import CELL, ENSEMBLE, Tracker
+from orchestrator.tracking.mlflow import tracker as mlflow_tracker
+from orchestrator.tracking.mlflow import writer as mlflow_writer
+from orchestrator.tracking.mlflow.tracker import CELL, SWEEP, MLflowTracker
+from orchestrator.tracking.mlflow.writer import ENSEMBLE
+from orchestrator.tracking.records import SweepRecord
 
 
 def test_a_sweep_is_a_parent_whose_children_are_its_trials(mlflow_server, client, sweep, caplog):
-    with Tracker(
-        mlflow_server.uri, sweep, question="Does it help?", params={"algorithm": "mopo"}
+    with a_tracker(
+        mlflow_server, sweep, question="Does it help?", params={"algorithm": "mopo"}
     ) as tracker:
-        tracker.start_trial(a_job())
-        tracker.end_trial("c0ffee")
+        tracker.start_cell(a_cell())
+        tracker.end_cell("c0ffee")
         tracker.log_score("penalty-max_std__hopper-medium", 42.0, epochs=5)
         tracker.log_table("| variant | score |", "table.md")
 
-    parent = the_run(client, sweep, tracking.SWEEP)
+    parent = the_run(client, sweep, SWEEP)
     assert parent.info.run_name == sweep
     assert parent.info.status == "FINISHED"
     assert parent.data.params == {"algorithm": "mopo"}
@@ -45,10 +49,10 @@ def test_a_sweep_is_a_parent_whose_children_are_its_trials(mlflow_server, client
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["table.md"]
 
     child = the_run(client, sweep, CELL)
-    assert child.info.run_name == "max_std, hopper-medium"
+    assert child.info.run_name == "penalty-max_std__hopper-medium"
     assert child.info.status == "FINISHED"
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert child.data.tags["orchestrator.variant"] == "penalty=max_std"
+    assert child.data.tags["variant"] == "penalty=max_std"
     assert child.data.params == {
         "penalty": "max_std",
         "penalty_coef": "2.5",
@@ -59,10 +63,10 @@ def test_a_sweep_is_a_parent_whose_children_are_its_trials(mlflow_server, client
 
 
 def test_metrics_are_means_under_plain_names_and_seeds_under_theirs(mlflow_server, client, sweep):
-    with Tracker(mlflow_server.uri, sweep) as tracker:
-        tracker.start_trial(a_job())
+    with a_tracker(mlflow_server, sweep) as tracker:
+        tracker.start_cell(a_cell())
         for epoch in (1, 2, 3):
-            tracker.log_result("c0ffee", an_epoch(epoch))
+            tracker.log_epoch("c0ffee", an_epoch(epoch))
     run = the_run(client, sweep, CELL)
     assert curve(client, run, "run_score") == [(1, 10.5), (2, 20.5), (3, 30.5)]
     assert curve(client, run, "seed_0/run_score") == [(1, 10.0), (2, 20.0), (3, 30.0)]
@@ -71,8 +75,8 @@ def test_metrics_are_means_under_plain_names_and_seeds_under_theirs(mlflow_serve
 
 
 def test_the_data_set_is_an_input_with_its_digest(mlflow_server, client, sweep):
-    with Tracker(mlflow_server.uri, sweep) as tracker:
-        tracker.start_trial(a_job())
+    with a_tracker(mlflow_server, sweep) as tracker:
+        tracker.start_cell(a_cell())
     run = the_run(client, sweep, CELL)
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "bundled/hopper-medium"
@@ -83,13 +87,13 @@ def test_the_data_set_is_an_input_with_its_digest(mlflow_server, client, sweep):
 
 def test_every_run_says_who_made_it_with_which_commit(mlflow_server, client, sweep, monkeypatch):
     monkeypatch.setattr(
-        tracking.tracker,
+        mlflow_tracker,
         "source_tags",
         lambda: {"mlflow.user": "ada", "mlflow.source.git.commit": "abc123"},
     )
     key = uuid.uuid4().hex
-    with Tracker(mlflow_server.uri, sweep) as tracker:
-        tracker.start_trial(a_job())
+    with a_tracker(mlflow_server, sweep) as tracker:
+        tracker.start_cell(a_cell())
         record_ensemble(tracker, key)
     ensembles = [run for run in runs_of(client, "ensembles") if run.data.tags[ENSEMBLE] == key]
     for run in runs_of(client, sweep) + ensembles:
@@ -98,7 +102,7 @@ def test_every_run_says_who_made_it_with_which_commit(mlflow_server, client, swe
 
 
 def test_source_tags_name_the_commit_of_this_checkout():
-    commit = tracking.tracker.source_tags().get("mlflow.source.git.commit")
+    commit = mlflow_tracker.source_tags().get("mlflow.source.git.commit")
     if commit is None:
         pytest.skip("not in a git checkout")
     assert len(commit) == 40
@@ -106,9 +110,9 @@ def test_source_tags_name_the_commit_of_this_checkout():
 
 def test_an_ensemble_is_a_run_of_its_own_that_trials_link_to(mlflow_server, client, sweep):
     key = uuid.uuid4().hex
-    with Tracker(mlflow_server.uri, sweep) as tracker:
+    with a_tracker(mlflow_server, sweep) as tracker:
         record_ensemble(tracker, key)
-        tracker.start_trial(a_job(ensemble_keys=[key]))
+        tracker.start_cell(a_cell(ensemble_keys=(key,)))
     (run,) = [run for run in runs_of(client, "ensembles") if run.data.tags[ENSEMBLE] == key]
     assert run.info.status == "FINISHED"
     assert run.data.params == {
@@ -127,14 +131,14 @@ def test_another_sweep_finds_a_recorded_ensemble_and_leaves_it_alone(
     mlflow_server, client, sweep, caplog
 ):
     key = uuid.uuid4().hex
-    with Tracker(mlflow_server.uri, sweep) as tracker:
+    with a_tracker(mlflow_server, sweep) as tracker:
         record_ensemble(tracker, key)
     (before,) = [run for run in runs_of(client, "ensembles") if run.data.tags[ENSEMBLE] == key]
-    with Tracker(mlflow_server.uri, f"{sweep}-2") as tracker:
-        record_ensemble(tracker, key, path="/elsewhere")
-        tracker.start_trial(a_job(ensemble_keys=[key]))
-    with Tracker(mlflow_server.uri, f"{sweep}-3") as tracker:  # does not even mention it first
-        tracker.start_trial(a_job(ensemble_keys=[key]))
+    with a_tracker(mlflow_server, f"{sweep}-2") as tracker:
+        record_ensemble(tracker, key, folder="/elsewhere")
+        tracker.start_cell(a_cell(ensemble_keys=(key,)))
+    with a_tracker(mlflow_server, f"{sweep}-3") as tracker:  # does not even mention it first
+        tracker.start_cell(a_cell(ensemble_keys=(key,)))
     (after,) = [run for run in runs_of(client, "ensembles") if run.data.tags[ENSEMBLE] == key]
     assert after.to_dictionary() == before.to_dictionary()
     for other in (f"{sweep}-2", f"{sweep}-3"):
@@ -148,11 +152,11 @@ def test_an_ensembles_picture_is_kept_with_its_run_once(
 ):
     key, picture = uuid.uuid4().hex, tmp_path / "penalties.png"
     picture.write_bytes(PNG)
-    with Tracker(mlflow_server.uri, sweep) as tracker:
-        record_ensemble(tracker, key, files=[picture])
+    with a_tracker(mlflow_server, sweep) as tracker:
+        record_ensemble(tracker, key, files=(picture,))
     picture.write_bytes(b"another")
-    with Tracker(mlflow_server.uri, f"{sweep}-2") as tracker:
-        record_ensemble(tracker, key, files=[picture])
+    with a_tracker(mlflow_server, f"{sweep}-2") as tracker:
+        record_ensemble(tracker, key, files=(picture,))
     run = the_ensemble(client, key)
     assert run.info.status == "FINISHED"
     assert the_files(client, run, tmp_path) == {"penalties.png": PNG}
@@ -161,8 +165,8 @@ def test_an_ensembles_picture_is_kept_with_its_run_once(
 
 def test_a_picture_that_is_gone_costs_nothing_else(mlflow_server, client, sweep, tmp_path, caplog):
     key = uuid.uuid4().hex
-    with Tracker(mlflow_server.uri, sweep) as tracker:
-        record_ensemble(tracker, key, files=[tmp_path / "penalties.png"])
+    with a_tracker(mlflow_server, sweep) as tracker:
+        record_ensemble(tracker, key, files=(tmp_path / "penalties.png",))
     run = the_ensemble(client, key)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["holdout_mse"] == 0.25
@@ -172,18 +176,18 @@ def test_a_picture_that_is_gone_costs_nothing_else(mlflow_server, client, sweep,
 
 
 def test_a_rerun_continues_the_same_runs(mlflow_server, client, sweep, caplog):
-    with Tracker(mlflow_server.uri, sweep) as tracker:
-        tracker.start_trial(a_job())
-        tracker.log_result("c0ffee", an_epoch(1))
-        tracker.end_trial("c0ffee", "FAILED")
+    with a_tracker(mlflow_server, sweep) as tracker:
+        tracker.start_cell(a_cell())
+        tracker.log_epoch("c0ffee", an_epoch(1))
+        tracker.end_cell("c0ffee", "FAILED")
     first = {run.info.run_id: run for run in runs_of(client, sweep)}
 
-    with Tracker(mlflow_server.uri, sweep) as tracker:
-        tracker.start_trial(a_job(params={**a_job()["params"], "epochs": 10}))
+    with a_tracker(mlflow_server, sweep) as tracker:
+        tracker.start_cell(a_cell(params={**a_cell().params, "epochs": 10}))
         wait_for(lambda: tracker.run_id("c0ffee"))
         assert client.get_run(tracker.run_id("c0ffee")).info.status == "RUNNING"
-        tracker.log_result("c0ffee", an_epoch(2))
-        tracker.end_trial("c0ffee")
+        tracker.log_epoch("c0ffee", an_epoch(2))
+        tracker.end_cell("c0ffee")
 
     second = {run.info.run_id: run for run in runs_of(client, sweep)}
     assert second.keys() == first.keys()
@@ -199,9 +203,9 @@ def test_a_rerun_continues_the_same_runs(mlflow_server, client, sweep, caplog):
 
 
 def test_a_run_id_is_unknown_until_mlflow_has_told_it(mlflow_server, client, sweep):
-    tracker = Tracker(mlflow_server.uri, sweep)
+    tracker = a_tracker(mlflow_server, sweep)
     assert tracker.run_id("c0ffee") is None
-    tracker.start_trial(a_job())
+    tracker.start_cell(a_cell())
     wait_for(lambda: tracker.run_id("c0ffee"))
     assert client.get_run(tracker.run_id("c0ffee")).data.tags[CELL] == "c0ffee"
     tracker.close()
@@ -211,27 +215,27 @@ def test_a_run_id_is_unknown_until_mlflow_has_told_it(mlflow_server, client, swe
     ("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")]
 )
 def test_a_sweep_that_breaks_off_says_so(mlflow_server, client, sweep, error, status):
-    with pytest.raises(error), Tracker(mlflow_server.uri, sweep) as tracker:  # noqa: PT012
-        tracker.start_trial(a_job())
+    with pytest.raises(error), a_tracker(mlflow_server, sweep) as tracker:  # noqa: PT012
+        tracker.start_cell(a_cell())
         raise error
-    assert the_run(client, sweep, tracking.SWEEP).info.status == status
+    assert the_run(client, sweep, SWEEP).info.status == status
     assert the_run(client, sweep, CELL).info.status == "KILLED"
 
 
 def test_a_sweep_deleted_in_the_dashboard_can_run_again(mlflow_server, client, sweep):
     for _ in range(2):
-        with Tracker(mlflow_server.uri, sweep) as tracker:
-            tracker.start_trial(a_job())
+        with a_tracker(mlflow_server, sweep) as tracker:
+            tracker.start_cell(a_cell())
         experiment = client.get_experiment_by_name(sweep)
         assert experiment.lifecycle_stage == "active"
         client.delete_experiment(experiment.experiment_id)
 
 
 def test_numbers_that_are_not_finite_are_recorded(mlflow_server, client, sweep, caplog):
-    with Tracker(mlflow_server.uri, sweep) as tracker:
-        tracker.start_trial(a_job())
+    with a_tracker(mlflow_server, sweep) as tracker:
+        tracker.start_cell(a_cell())
         result = an_epoch(1, critic_loss=math.nan, q_data=math.inf, note="text", nothing=None)
-        tracker.log_result("c0ffee", result)
+        tracker.log_epoch("c0ffee", result)
     metrics = the_run(client, sweep, CELL).data.metrics
     assert math.isnan(metrics["critic_loss"])
     assert metrics["q_data"] > 1e300  # MLflow stores the largest double for an infinity
@@ -242,11 +246,11 @@ def test_numbers_that_are_not_finite_are_recorded(mlflow_server, client, sweep, 
 
 
 def test_what_mlflow_refuses_costs_nothing_else(mlflow_server, client, sweep, caplog):
-    with Tracker(mlflow_server.uri, sweep) as tracker:
-        tracker.start_trial(a_job(params={"good": 1, "bad?": 1}))
-        tracker.log_result("c0ffee", an_epoch(1, **{"bad?key": 1.0}))
-        tracker.log_result("c0ffee", an_epoch(2))
-        tracker.end_trial("c0ffee")
+    with a_tracker(mlflow_server, sweep) as tracker:
+        tracker.start_cell(a_cell(params={"good": 1, "bad?": 1}))
+        tracker.log_epoch("c0ffee", an_epoch(1, **{"bad?key": 1.0}))
+        tracker.log_epoch("c0ffee", an_epoch(2))
+        tracker.end_cell("c0ffee")
     run = the_run(client, sweep, CELL)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"good": "1"}
@@ -259,14 +263,14 @@ def test_what_mlflow_refuses_costs_nothing_else(mlflow_server, client, sweep, ca
 def test_an_entry_that_only_this_side_chokes_on_is_given_up(
     mlflow_server, client, sweep, monkeypatch, caplog
 ):
-    monkeypatch.setattr(tracking.writer, "STRIKES", 2)
+    monkeypatch.setattr(mlflow_writer, "STRIKES", 2)
 
     def full(*_):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(MlflowClient, "log_text", full)
-    tracker = Tracker(mlflow_server.uri, sweep)
-    tracker.log_table("text")
+    tracker = a_tracker(mlflow_server, sweep)
+    tracker.log_table("text", "table.txt")
     tracker.log_score("a", 1.0, epochs=1)
     wait_for(lambda: the_scores(client, sweep) == {"run_score/a": 1.0})
     tracker.close()
@@ -280,9 +284,9 @@ def the_scores(client, sweep):
 
 
 def test_more_entries_than_a_request_takes(mlflow_server, client, sweep, caplog):
-    with Tracker(mlflow_server.uri, sweep) as tracker:
-        tracker.start_trial(a_job(params={f"p{i}": i for i in range(250)}))
-        tracker.log_result("c0ffee", an_epoch(1, **{f"m{i}": i for i in range(2500)}))
+    with a_tracker(mlflow_server, sweep) as tracker:
+        tracker.start_cell(a_cell(params={f"p{i}": i for i in range(250)}))
+        tracker.log_epoch("c0ffee", an_epoch(1, **{f"m{i}": i for i in range(2500)}))
     run = the_run(client, sweep, CELL)
     assert len(run.data.params) == 250
     assert run.data.metrics["m2499"] == 2499.0
@@ -304,13 +308,13 @@ def requests_sent(monkeypatch):
 
 def test_a_trial_costs_few_requests(mlflow_server, sweep, requests_sent):
     """Ray's own callback sends 335 to start a trial and 227 for each of its results."""
-    tracker = Tracker(mlflow_server.uri, sweep)
-    tracker.start_trial(a_job(cell_key="first"))
+    tracker = a_tracker(mlflow_server, sweep)
+    tracker.start_cell(a_cell(key="first"))
     wait_for(lambda: tracker.run_id("first"))
-    time.sleep(2 * tracking.writer.GATHER_SECONDS)
+    time.sleep(2 * mlflow_writer.GATHER_SECONDS)
     requests_sent.clear()
-    tracker.start_trial(a_job())
-    tracker.log_result("c0ffee", an_epoch(1))
+    tracker.start_cell(a_cell())
+    tracker.log_epoch("c0ffee", an_epoch(1))
     tracker.close()
     # Find, create, its description with the first result, data set; end of two trials and sweep.
     assert len(requests_sent) <= 4 + 1 + 3
@@ -319,9 +323,10 @@ def test_a_trial_costs_few_requests(mlflow_server, sweep, requests_sent):
 @pytest.mark.slow
 def test_the_embedded_store_keeps_files_where_it_is_told(tmp_path, sweep):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracker = Tracker(uri, sweep, artifact_root=str(tmp_path / "mlartifacts"))
-    tracker.log_table("the table")
+    artifacts = str(tmp_path / "mlartifacts")
+    tracker = MLflowTracker(uri, SweepRecord(name=sweep), artifact_root=artifacts)
+    tracker.log_table("the table", "table.md")
     tracker.close(timeout=60)
     (file,) = (tmp_path / "mlartifacts").rglob("table.md")
     assert file.read_text() == "the table"
-    assert the_run(MlflowClient(uri), sweep, tracking.SWEEP).info.status == "FINISHED"
+    assert the_run(MlflowClient(uri), sweep, SWEEP).info.status == "FINISHED"

@@ -9,7 +9,8 @@ from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow_runs import (
     PNG,
-    a_job,
+    a_cell,
+    a_tracker,
     an_epoch,
     record_ensemble,
     the_cells,
@@ -19,8 +20,10 @@ from mlflow_runs import (
     warnings_of,
 )
 
-from orchestrator import tracking
-from orchestrator.tracking import CELL, Ref, Tracker
+from orchestrator.tracking.mlflow import tracker as mlflow_tracker
+from orchestrator.tracking.mlflow import writer as mlflow_writer
+from orchestrator.tracking.mlflow.tracker import CELL
+from orchestrator.tracking.mlflow.writer import Ref
 
 
 @pytest.mark.slow
@@ -29,13 +32,13 @@ def test_a_server_lost_half_way_costs_no_exception_and_little_time(
     own_mlflow_server, sweep, caplog, lose
 ):
     own_mlflow_server.start()
-    tracker = Tracker(own_mlflow_server.uri, sweep)
-    tracker.start_trial(a_job())
+    tracker = a_tracker(own_mlflow_server, sweep)
+    tracker.start_cell(a_cell())
     wait_for(lambda: tracker.run_id("c0ffee"))
     getattr(own_mlflow_server, lose)()
     for epoch in range(1, 4):
-        tracker.log_result("c0ffee", an_epoch(epoch))
-    tracker.end_trial("c0ffee")
+        tracker.log_epoch("c0ffee", an_epoch(epoch))
+    tracker.end_cell("c0ffee")
     started = time.monotonic()
     tracker.close()
     assert time.monotonic() - started < 10  # the promise, not a benchmark
@@ -45,20 +48,20 @@ def test_a_server_lost_half_way_costs_no_exception_and_little_time(
 
 @pytest.mark.slow
 def test_what_waited_for_the_server_arrives_in_order(own_mlflow_server, sweep, monkeypatch, caplog):
-    monkeypatch.setattr(tracking.writer, "MAX_BACKOFF_SECONDS", 0.5)
+    monkeypatch.setattr(mlflow_writer, "MAX_BACKOFF_SECONDS", 0.5)
     own_mlflow_server.start()
-    tracker = Tracker(own_mlflow_server.uri, sweep)
-    tracker.start_trial(a_job())
+    tracker = a_tracker(own_mlflow_server, sweep)
+    tracker.start_cell(a_cell())
     wait_for(lambda: tracker.run_id("c0ffee"))
     own_mlflow_server.kill()
     for epoch in range(1, 21):
-        tracker.log_result("c0ffee", an_epoch(epoch))
-    tracker.start_trial(a_job(cell_key="later"))
+        tracker.log_epoch("c0ffee", an_epoch(epoch))
+    tracker.start_cell(a_cell(key="later"))
     time.sleep(2)  # long enough for attempts to fail
     own_mlflow_server.start()
     client = MlflowClient(own_mlflow_server.uri)
     wait_for(lambda: tracker.run_id("later"))
-    tracker.end_trial("c0ffee")
+    tracker.end_cell("c0ffee")
     tracker.close()
     run = client.get_run(the_cells(client, sweep)["c0ffee"])
     assert run.info.status == "FINISHED"
@@ -70,18 +73,18 @@ def test_what_waited_for_the_server_arrives_in_order(own_mlflow_server, sweep, m
 
 @pytest.mark.slow
 def test_a_picture_waits_for_the_server(own_mlflow_server, sweep, monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(tracking.writer, "MAX_BACKOFF_SECONDS", 0.5)
+    monkeypatch.setattr(mlflow_writer, "MAX_BACKOFF_SECONDS", 0.5)
     own_mlflow_server.start()
     picture = tmp_path / "penalties.png"
     picture.write_bytes(PNG)
-    tracker = Tracker(own_mlflow_server.uri, sweep)
-    tracker.start_trial(a_job())
+    tracker = a_tracker(own_mlflow_server, sweep)
+    tracker.start_cell(a_cell())
     wait_for(lambda: tracker.run_id("c0ffee"))
     own_mlflow_server.kill()
-    record_ensemble(tracker, "waits", files=[picture])
+    record_ensemble(tracker, "waits", files=(picture,))
     time.sleep(2)  # long enough for attempts to fail
     own_mlflow_server.start()
-    tracker.start_trial(a_job(cell_key="later"))
+    tracker.start_cell(a_cell(key="later"))
     wait_for(lambda: tracker.run_id("later"))
     tracker.close()
     client = MlflowClient(own_mlflow_server.uri)
@@ -91,21 +94,21 @@ def test_a_picture_waits_for_the_server(own_mlflow_server, sweep, monkeypatch, t
 
 
 def test_a_server_that_was_never_there_costs_no_exception(own_mlflow_server, sweep, caplog):
-    with Tracker(own_mlflow_server.uri, sweep) as tracker:
-        tracker.start_trial(a_job())
-        tracker.log_result("c0ffee", an_epoch(1))
+    with a_tracker(own_mlflow_server, sweep) as tracker:
+        tracker.start_cell(a_cell())
+        tracker.log_epoch("c0ffee", an_epoch(1))
     (warning,) = warnings_of(caplog)
     assert warning.startswith("MLflow was away: 4 metrics not written, 2 runs not ended (")
 
 
 def test_a_long_outage_gives_up_the_oldest_metrics_only(own_mlflow_server, sweep, monkeypatch):
-    monkeypatch.setattr(tracking.writer, "MAX_WAITING", 10)
-    writer = tracking.writer.Writer(own_mlflow_server.uri, None)
+    monkeypatch.setattr(mlflow_writer, "MAX_WAITING", 10)
+    writer = mlflow_writer.Writer(own_mlflow_server.uri, None)
     writer.close(timeout=5)
     ref = Ref(CELL, "c0ffee")
-    writer._receive(ref, [Param("a", "1"), *tracking.tracker._metrics({"run_score": 1.0}, 1)])
+    writer._receive(ref, [Param("a", "1"), *mlflow_tracker._metrics({"run_score": 1.0}, 1)])
     for epoch in range(2, 30):
-        writer._receive(ref, tracking.tracker._metrics({"run_score": 1.0}, epoch))
+        writer._receive(ref, mlflow_tracker._metrics({"run_score": 1.0}, epoch))
     writer._receive(ref, [RunTag("b", "2")])
     writer._drop_oldest()
     first, *kept, last = writer._waiting[ref]
@@ -116,7 +119,7 @@ def test_a_long_outage_gives_up_the_oldest_metrics_only(own_mlflow_server, sweep
 def test_a_users_own_http_settings_stand(own_mlflow_server, sweep, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    Tracker(own_mlflow_server.uri, sweep).start()
+    a_tracker(own_mlflow_server, sweep).start()
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
 
@@ -127,14 +130,14 @@ def test_a_store_that_answers_but_keeps_nothing_does_not_hold_up_the_end(
     def full(*_args, **_changes):
         raise MlflowException("database or disk is full")  # as SQLite says it: an internal error
 
-    monkeypatch.setattr(tracking.writer, "GATHER_SECONDS", 0.01)
-    tracker = Tracker(mlflow_server.uri, sweep)
-    tracker.start_trial(a_job())
-    wait_for(lambda: tracker.run_id(a_job()["cell_key"]))
+    monkeypatch.setattr(mlflow_writer, "GATHER_SECONDS", 0.01)
+    tracker = a_tracker(mlflow_server, sweep)
+    tracker.start_cell(a_cell())
+    wait_for(lambda: tracker.run_id(a_cell().key))
     monkeypatch.setattr(MlflowClient, "log_batch", full)
     monkeypatch.setattr(MlflowClient, "set_terminated", full)
     for epoch in range(1, 200):
-        tracker.log_result(a_job()["cell_key"], an_epoch(epoch))
+        tracker.log_epoch(a_cell().key, an_epoch(epoch))
     began = time.monotonic()
     tracker.close()
     assert time.monotonic() - began < 30
