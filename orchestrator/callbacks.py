@@ -162,7 +162,7 @@ class ResultCallback(tune.Callback):
                     status=_status(diverged=diverged, done=result["done"]),
                 )
             )
-            if written:
+            if written and self._rows[key]:
                 self._keep_curve(key)
 
     def _keep_curve(self, key: str) -> None:

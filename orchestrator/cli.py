@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 # What a command needs beyond these is imported inside it: `--help` and every mistake answer at
 # once, without the seconds that Ray, torch and MLflow take to import.
 
+INTERRUPTED = 130  # typer's exit code of a KeyboardInterrupt
+
 console = Console(markup=False, emoji=False, highlight=False)  # paths may look like markup
 app = typer.Typer(
     help="Experiments with model-based offline reinforcement learning.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -59,25 +60,29 @@ Overrides = Annotated[
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    if not (sys.argv[1:] if arguments is None else arguments):
+        arguments = ["--help"]
     try:
-        code = app(arguments, prog_name="orchestrator", standalone_mode=False)
+        code = int(app(arguments, prog_name="orchestrator", standalone_mode=False) or 0)
+        sys.stdout.flush()
     except TyperException as error:
-        print(f"error: {_one_line(str(error))} (--help says more)", file=sys.stderr)
+        print(f"error: {_sentence(error)} (--help says more)", file=sys.stderr)
         return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, typer.Abort):
-        print("interrupted: the same command continues where this one stopped", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # of `plan --json | head`: whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return int(code or 0)
+    if code == INTERRUPTED:
+        print("interrupted: the same command continues where this one stopped", file=sys.stderr)
+    return code
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _sentence(error: TyperException) -> str:
+    """Typer's message in one line, with the option or argument that it is about."""
+    tell = getattr(error, "format_message", error.__str__)
+    return " ".join(tell().rstrip(".").split())
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback

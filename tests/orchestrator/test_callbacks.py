@@ -4,24 +4,27 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from orchestrator.tuning import job_config
 from rich.console import Console
 
 from algorithms.storage import Storage
-from orchestrator.callbacks import DivergenceCallback, ProgressCallback, ResultCallback
+from orchestrator.callbacks import ProgressCallback, ResultCallback, TrackingCallback
 from orchestrator.plan import make_plan
 from orchestrator.progress import StageProgress
 from orchestrator.results import ResultStore
+from orchestrator.tune import job_config
 
 
 class Told:
-    """A tracker that keeps the tags of the trials it is told of."""
+    """A tracker that keeps the diverged seeds of the cells it is told of."""
 
     def __init__(self):
-        self.tags = []
+        self.diverged = []
 
-    def start_trial(self, record):
-        self.tags.append(record["tags"])
+    def start_cell(self, cell):
+        self.diverged.append(cell.diverged)
+
+    def log_epoch(self, cell_key, epoch):
+        pass
 
     def run_id(self, cell_key):
         return f"run of {cell_key}"
@@ -38,8 +41,10 @@ def tune_trial(comparison, load, expand, storage):
 
     def tune_trial(algorithm="mopo"):
         content = comparison | {"algorithm": algorithm}
-        (job,) = make_plan(load(content), expand(content), Storage(storage)).jobs
-        return SimpleNamespace(trial_id="1", config={"job": job_config(job, storage)}, job=job)
+        plan = make_plan(load(content), expand(content), Storage(storage))
+        (job,) = plan.jobs
+        config = {"job": job_config(job, plan, Storage(storage))}
+        return SimpleNamespace(trial_id="1", config=config, job=job)
 
     return tune_trial
 
@@ -47,6 +52,8 @@ def tune_trial(comparison, load, expand, storage):
 def a_result(epoch, *seeds, done=False):
     return {
         "epoch": epoch,
+        "training_iteration": epoch,
+        "mean": {},
         "done": done,
         "seed": {str(seed): {"diverged": 0.0, **metrics} for seed, metrics in enumerate(seeds)},
         "behaviour_score": 7.5,
@@ -108,16 +115,38 @@ def test_a_seed_that_trains_without_a_model_has_no_ensemble(checkpointed):
     assert first.ensemble_key is None
 
 
-def test_the_run_of_a_cell_is_tagged_with_its_diverged_seeds(tune_trial, tracker):
-    trial, callback = tune_trial(), DivergenceCallback(tracker)
+def test_a_tracker_is_told_once_of_each_seed_that_diverges(tune_trial, tracker):
+    trial, callback = tune_trial(), TrackingCallback(tracker)
     for epoch, seeds in enumerate([[0.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 1.0]]):
         result = a_result(epoch, *({"diverged": value} for value in seeds))
         callback.on_trial_result(epoch, [trial], trial, result)
-    variant = {"variant": "default"}
-    assert tracker.tags == [
-        variant | {"diverged.seed_1": "true"},
-        variant | {"diverged.seed_0": "true", "diverged.seed_1": "true"},
-    ]
+    assert tracker.diverged == [(1,), (0, 1)]
+
+
+def test_the_curve_of_a_seed_is_kept_up_to_its_last_checkpoint(tune_trial, tracker, storage):
+    store, trial = ResultStore(Storage(storage)), tune_trial()
+    keys = [trial.job.cell.result_key(seed) for seed in (0, 1)]
+    checkpoint = SimpleNamespace(path=str(storage / "trials" / "checkpoint_1"))
+    callback = ResultCallback(store, tracker)
+
+    def train(callback, *epochs):
+        for epoch in epochs:
+            metrics = ({"run_score": 10.0 * epoch + seed} for seed in (0, 1))
+            trial.last_result = a_result(epoch, *metrics)
+            callback.on_trial_result(epoch, [trial], trial, trial.last_result)
+
+    train(callback, 1, 2)
+    assert store.get_curve(keys[0]).empty
+    callback.on_checkpoint(2, [trial], trial, checkpoint)
+    train(callback, 3)
+    assert store.get_curve(keys[1])["run_score"].tolist() == [11.0, 21.0]
+    # The driver is lost with epoch 3; another continues from the checkpoint, and replays one epoch.
+    another = ResultCallback(store, tracker)
+    train(another, 3, 4, 3, 4)
+    another.on_checkpoint(4, [trial], trial, checkpoint)
+    curve = store.get_curve(keys[1])
+    assert curve["epoch"].tolist() == [1, 2, 3, 4]
+    assert curve["run_score"].tolist() == [11.0, 21.0, 31.0, 41.0]
 
 
 def test_progress_counts_from_the_epoch_where_a_training_goes_on(

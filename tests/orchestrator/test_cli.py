@@ -7,11 +7,13 @@ import sys
 import time
 import types
 import urllib.request
+from pathlib import Path
 
 import pytest
 import yaml
 
-from orchestrator import cli
+from algorithms.storage import Storage
+from orchestrator import __version__, cli
 from orchestrator.sweep.cell import cells_of
 
 
@@ -44,19 +46,18 @@ def in_process(storage, monkeypatch):
 
 
 @pytest.fixture
-def tuning(monkeypatch):
-    """Stand in for the training; `calls` lists what it was asked to train."""
-    module = types.ModuleType("orchestrator.tuning")
-    module.calls = []
+def training(monkeypatch):
+    """Stand in for the training; `calls` lists the plans that it was asked to carry out."""
+    stand_in = types.SimpleNamespace(calls=[], failed=[])
 
-    def run(sweep, cells, settings, console):
-        module.calls.append((sweep, cells, settings))
-        return 0
+    def train(plan, deployment, console):
+        stand_in.calls.append((plan, deployment))
+        if isinstance(stand_in.failed, BaseException):
+            raise stand_in.failed
+        return stand_in.failed
 
-    module.run = run
-    monkeypatch.setitem(sys.modules, "orchestrator.tuning", module)
-    monkeypatch.setattr("orchestrator.tuning", module, raising=False)
-    return module
+    monkeypatch.setattr("orchestrator.run._train", train)
+    return stand_in
 
 
 def test_plan_shows_trials_and_ensembles_and_leaves_nothing_behind(
@@ -72,8 +73,7 @@ def test_plan_shows_trials_and_ensembles_and_leaves_nothing_behind(
 
 
 MISTAKES = {
-    "no command": ([], "COMMAND"),
-    "unknown command": (["pln"], "'plan'"),
+    "unknown command": (["pln"], "pln"),
     "no file": (["plan"], "FILE"),
     "unknown option": (["plan", "x.yaml", "--jsn"], "--jsn"),
     "missing file": (["run", "missing.yaml"], "no such file: missing.yaml"),
@@ -104,39 +104,68 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_starts_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_the_command_alone_prints_help(orchestrator):
+    done = orchestrator()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == orchestrator("--help").stdout
+
+
+def test_options_of_the_root_are_those_of_the_command(orchestrator, sweep_file):
+    before = orchestrator("--storage", sweep_file, "plan", sweep_file)
+    after = orchestrator("plan", sweep_file, "--storage", sweep_file)
+    assert before.returncode == after.returncode == 2
+    assert before.stderr == after.stderr
+    assert "is not a folder" in before.stderr
+
+
+def test_whoever_reads_a_part_of_a_plan_is_told_nothing_else(storage):
+    """`orchestrator plan --json | head -1`."""
+    command = f"{sys.executable} -m orchestrator plan sweeps/combo_variants_small.yaml --json"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"ORCHESTRATOR_STORAGE": str(storage)},
+    )
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
 @pytest.mark.parametrize("option", ["--version", "--help"])
 def test_version_and_help(orchestrator, option):
     done = orchestrator(option)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "orchestrator" in done.stdout
+    assert done.stdout == f"{__version__}\n" if option == "--version" else "Usage" in done.stdout
 
 
 def test_run_trains_then_prints_the_table_and_the_way_to_the_dashboard(
-    in_process, sweep_file, storage, tuning, capsys
+    in_process, sweep_file, storage, training, capsys
 ):
     assert in_process("run", sweep_file) == 0
-    ((sweep, cells, settings),) = tuning.calls
-    assert (sweep.name, len(cells), settings.storage) == ("quickstart", 2, storage)
+    ((plan, deployment),) = training.calls
+    assert (plan.sweep.name, len(plan.jobs)) == ("quickstart", 2)
+    assert deployment.storage == Storage(storage)
     text = capsys.readouterr().out
     assert "normalised" in text
     assert f"orchestrator ui --storage {storage}" in text
 
 
 def test_a_second_run_trains_nothing_and_says_so(
-    in_process, sweep_file, load, quickstart, finish, tuning, capsys
+    in_process, sweep_file, load, quickstart, finish, training, capsys
 ):
-    for trial in cells_of(load(quickstart)):
-        finish(trial, 0)
-        finish(trial, 1, position=1)
+    for cell in cells_of(load(quickstart)):
+        finish(cell, 0)
+        finish(cell, 1, position=1)
     assert in_process("run", sweep_file) == 0
-    assert tuning.calls == []
+    assert training.calls == []
     text = capsys.readouterr().out
     assert "nothing to run" in text
     assert "10.0 +- 0.0" in text
 
 
 def test_data_that_is_missing_is_told_before_anything_starts(
-    in_process, sweep_file, quickstart, storage, tuning, capsys
+    in_process, sweep_file, quickstart, storage, training, capsys
 ):
     quickstart["datasets"] = ["d4rl/hopper-medium-v2", "d4rl/walker2d-medium-v2"]
     sweep_file.write_text(yaml.safe_dump(quickstart))
@@ -148,23 +177,22 @@ def test_data_that_is_missing_is_told_before_anything_starts(
     assert told.err.count("\n") == 1
     for word in ("hopper_medium-v2.hdf5", "walker2d_medium-v2.hdf5", str(storage / "data")):
         assert word in told.err
-    assert tuning.calls == []
+    assert training.calls == []
     assert not storage.exists()
 
 
 def test_a_failed_training_decides_the_exit_code_after_the_table(
-    in_process, sweep_file, tuning, capsys
+    in_process, sweep_file, training, capsys
 ):
-    tuning.run = lambda *_: 1
+    training.failed = ["max_std: no luck"]
     assert in_process("run", sweep_file) == 1
-    assert "0 of 2 seeds" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "0 of 2 seeds" in shown
+    assert "failed: max_std: no luck" in shown
 
 
-def test_an_interrupted_training_says_how_to_continue(in_process, sweep_file, tuning, capsys):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    tuning.run = interrupted
+def test_an_interrupted_training_says_how_to_continue(in_process, sweep_file, training, capsys):
+    training.failed = KeyboardInterrupt()
     assert in_process("run", sweep_file) == 130
     error = capsys.readouterr().err
     assert "the same command continues" in error
@@ -189,7 +217,7 @@ def test_export_says_what_it_wrote_and_how_to_use_it(
 
     monkeypatch.setattr("orchestrator.export.export_policy", export_policy)
     assert in_process("export", "penalty-none__x", "--seed", 1) == 0
-    assert asked == [("penalty-none__x", 1, None, storage)]
+    assert asked == [("penalty-none__x", 1, None, Storage(storage))]
     usage = capsys.readouterr().out.splitlines()
     assert usage[0] == f"wrote {tmp_path / 'policy.pt2'}: 5 epochs, score 12.3; to use it:"
     assert len(usage) == 4

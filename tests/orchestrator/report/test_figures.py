@@ -2,7 +2,6 @@
 
 import io
 import logging
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +15,8 @@ from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import publish_ensemble, read_ensemble
 from algorithms.settings import EnsembleSettings
 from algorithms.storage import Storage
-from orchestrator import tuning
+from orchestrator import tune
+from orchestrator.report import figures
 from orchestrator.report.figures import (
     data_batch,
     ensemble_picture,
@@ -26,7 +26,6 @@ from orchestrator.report.figures import (
     std_ellipse,
     view,
 )
-from orchestrator.report.table import figures
 
 E, B, O = 5, 41, 6  # noqa: E741
 ELITES = [3, 0, 4]
@@ -222,7 +221,9 @@ def test_a_picture_is_drawn_once_and_the_data_of_two_ensembles_read_once(
 ):
     first, second = publish(dataset, seed=0), publish(dataset, seed=1)
     pictures = [ensemble_picture(*of, Storage(storage)) for of in (first, second)]
-    assert pictures == [Path(published.path) / "penalties.png" for published, _ in (first, second)]
+    assert pictures == [
+        storage / published.folder / "penalties.png" for published, _ in (first, second)
+    ]
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert loads == [dataset]
     drawn = pictures[0].stat().st_mtime_ns
@@ -243,15 +244,15 @@ class Recorder:
     def __init__(self):
         self.ensembles = {}
 
-    def log_ensemble(self, key, **record):
-        self.ensembles[key] = record
+    def log_ensemble(self, ensemble):
+        self.ensembles[ensemble.key] = ensemble
 
 
 def test_a_sweep_records_an_ensemble_with_its_picture(publish, dataset, storage):
     _, spec = publish(dataset)
     tracker = Recorder()
-    tuning._record_ensemble(tracker, spec, storage)
-    (picture,) = tracker.ensembles[spec.key]["files"]
+    tune._record_ensemble(tracker, spec, Storage(storage))
+    (picture,) = tracker.ensembles[spec.key].files
     assert picture.is_file()
 
 
@@ -266,10 +267,10 @@ def test_a_failure_to_draw_is_told_and_costs_the_picture_alone(
     monkeypatch.setattr(figures, "penalty_figure", fail)
     tracker = Recorder()
     with caplog.at_level(logging.WARNING):
-        tuning._record_ensemble(tracker, spec, storage)
-    assert tracker.ensembles[spec.key]["files"] == []
-    assert tracker.ensembles[spec.key]["metrics"]["penalty_mean/max_std"] == 1.5
+        tune._record_ensemble(tracker, spec, Storage(storage))
+    assert tracker.ensembles[spec.key].files == ()
+    assert tracker.ensembles[spec.key].metrics["penalty_mean/max_std"] == 1.5
     assert [record.getMessage() for record in caplog.records] == [
         f"no picture of the ensemble {spec.key}: no fonts"
     ]
-    assert not list(Path(published.path).glob("*.png"))
+    assert not list((storage / published.folder).glob("*.png"))

@@ -9,93 +9,95 @@ from rich.console import Console
 
 from algorithms import ALGORITHMS
 from algorithms.errors import UserError
-from algorithms.rllib import MOPOConfig, config_class
+from algorithms.rllib import MOPOConfig, OfflineConfig, config_class
 from algorithms.stack.compilation import can_compile
 from algorithms.storage import Storage
-from orchestrator import tuning
-from orchestrator.deployment import Settings
+from orchestrator import run, tune
+from orchestrator.deployment import Deployment
 from orchestrator.plan import make_plan
 from orchestrator.results import ResultStore
 from orchestrator.sweep.cell import cells_of
+from orchestrator.tracking.records import JobRecord
 
 
-def test_a_cell_is_trained_by_one_run_at_a_time(quickstart, expand, storage):
-    cells = expand(quickstart)
-    quickstart["grid"]["penalty"] = ["max_std", "combined"]
-    overlapping = expand(quickstart)
-    quickstart["grid"]["penalty"] = ["combined"]
-    apart = expand(quickstart)
-    with tuning._locked(cells, storage):
-        again = tuning._locked(overlapping, storage)
-        with pytest.raises(UserError, match="another run is training penalty-max_std__"), again:
+@pytest.fixture
+def held(load, storage):
+    """Hold the cells that a sweep has to train."""
+
+    def held(content):
+        sweep = load(content)
+        plan = make_plan(sweep, cells_of(sweep), Storage(storage))
+        return run._held(plan.jobs, Storage(storage))
+
+    return held
+
+
+def test_a_cell_is_trained_by_one_run_at_a_time(quickstart, held):
+    overlapping = quickstart | {"grid": {"penalty": ["max_std", "combined"]}}
+    apart = quickstart | {"grid": {"penalty": ["combined"]}}
+    with held(quickstart):
+        with pytest.raises(UserError, match="another run is training penalty-max_std__"):
+            held(overlapping).__enter__()
+        with held(apart):
             pass
-        with tuning._locked(apart, storage):
-            pass
-    with tuning._locked(overlapping, storage):
+    with held(overlapping):
         pass
 
 
-def test_a_cell_of_two_names_is_held_once(quickstart, expand, storage):
-    quickstart["variants"] = {"MBPO": {"algorithm": "mbpo"}}
-    with tuning._locked(expand(quickstart), storage):
+def test_a_cell_of_two_names_is_held_once(quickstart, held):
+    with held(quickstart | {"variants": {"MBPO": {"algorithm": "mbpo"}}}):
         pass
-
-
-def test_one_tuner_trains_what_has_one_trainable(comparison, expand, load, storage):
-    comparison["grid"] = {"algorithm": ["cql", "mopo", "sac", "combo", "mbpo"]}
-    planned = make_plan(load(comparison), expand(comparison), Storage(storage))
-    groups = tuning.by_base_algorithm(planned.jobs)
-    algorithms = {base: [job.cell.algorithm for job in jobs] for base, jobs in groups.items()}
-    assert algorithms == {"combo": ["cql", "combo"], "mopo": ["mopo", "sac", "mbpo"]}
 
 
 class Recorder:
     """Stands in for the tracker."""
 
-    def start_trial(self, record):
-        self.tags = record["tags"]
+    def start_cell(self, cell):
+        self.cell = cell
 
-    def log_result(self, cell_key, result, *, means):
-        self.step, self.seeds = result["training_iteration"], result["seed"]
+    def log_epoch(self, cell_key, epoch):
+        assert cell_key == self.cell.key
+        self.epoch = epoch
 
-    def end_trial(self, cell_key):
-        pass
+    def end_cell(self, cell_key):
+        assert cell_key == self.cell.key
 
 
 @pytest.mark.parametrize(
     ("epochs", "scores", "diverged"),
-    [(10, {"0": 30.0, "1": 31.0}, []), (20, {"0": 50.0, "1": None}, ["1"])],
+    [(10, {0: 30.0, 1: 31.0}, ()), (20, {0: 50.0}, (1,))],
 )
 def test_what_mlflow_is_told_of_a_trained_cell_is_what_the_table_says(
     quickstart, expand, finish, storage, epochs, scores, diverged
 ):
     """Seed 0 went on from 10 to 20 epochs, seed 1 diverged on the way."""
     quickstart["fixed"]["epochs"] = epochs
-    trial = expand(quickstart)[0]
+    cell = expand(quickstart)[0]
     at_10 = {seed: {10: 30.0 + seed} for seed in (0, 1)}
-    finish(trial, 0, epochs=20, run_score=50.0, finished_scores=at_10[0] | {20: 50.0})
+    finish(cell, 0, epochs=20, run_score=50.0, finished_scores=at_10[0] | {20: 50.0})
     diverged_at_15 = {"epochs": 15, "run_score": None, "status": "diverged"}
-    finish(trial, 1, **diverged_at_15, finished_scores=at_10[1])
+    finish(cell, 1, **diverged_at_15, finished_scores=at_10[1])
     told = Recorder()
-    tuning._record_trained(told, trial, ResultStore(Storage(storage)))
-    assert told.step == epochs
-    assert told.seeds == {seed: {"run_score": score} for seed, score in scores.items()}
-    assert [tag for tag in told.tags if tag.startswith("diverged")] == [
-        f"diverged.seed_{seed}" for seed in diverged
-    ]
+    tune.record_trained(told, cell, ResultStore(Storage(storage)))
+    assert told.epoch.epoch == epochs
+    assert told.epoch.seeds == {seed: {"run_score": score} for seed, score in scores.items()}
+    assert not told.epoch.mean
+    assert told.cell.diverged == diverged
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_job_is_what_the_algorithms_config_takes(comparison, expand, load, storage, algorithm):
     comparison["algorithm"] = algorithm
-    (job,) = make_plan(load(comparison), expand(comparison), Storage(storage)).jobs
-    config = config_class(algorithm)()
-    config.job = tuning.job_config(job, storage)
-    assert config.settings == job.cell.settings
-    assert config.dataset == job.cell.dataset
-    keys = [spec.key for spec in config.ensemble_specs()]
-    assert keys == [spec.key for spec in job.ensembles if spec]
-    assert sorted(keys) == config.job["record"]["ensemble_keys"]
+    plan = make_plan(load(comparison), expand(comparison), Storage(storage))
+    (job,) = plan.jobs
+    for config in (OfflineConfig(), config_class(algorithm)()):
+        config.job = tune.job_config(job, plan, Storage(storage))
+        assert config.settings == job.cell.settings
+        assert config.dataset == job.cell.dataset
+        keys = [spec.key for spec in config.ensemble_specs()]
+        assert keys == [spec.key for spec in job.ensembles if spec]
+        record = JobRecord.model_validate(config.job["record"])
+        assert tuple(sorted(keys)) == record.cell.ensemble_keys
 
 
 @pytest.fixture
@@ -116,12 +118,13 @@ def configured(monkeypatch, load, storage):
             def fit(self):
                 return []
 
-        monkeypatch.setattr(tuning.tune, "Tuner", Tuner)
-        monkeypatch.setattr(tuning.ray, "cluster_resources", lambda: {"CPU": 4, "GPU": gpus})
-        settings, sweep = Settings(storage, "sqlite://", None), load(content)
-        jobs = make_plan(sweep, cells_of(sweep), Storage(storage)).jobs
-        share = tuning._share(sweep, settings)
-        assert tuning._tune(sweep, jobs, settings, None, share, Console()) == {}
+        monkeypatch.setattr(tune.tune, "Tuner", Tuner)
+        monkeypatch.setattr(tune.ray, "cluster_resources", lambda: {"CPU": 4, "GPU": gpus})
+        deployment = Deployment(Storage(storage), "sqlite://", None)
+        sweep = load(content)
+        plan = make_plan(sweep, cells_of(sweep), Storage(storage))
+        share = tune.share_of(sweep, deployment)
+        assert tune.run_jobs(plan, plan.jobs, deployment, None, share, Console()) == {}
         return trained
 
     return configured
@@ -195,25 +198,25 @@ def test_more_than_this_machine_has_is_refused(comparison, configured, keys, sen
     assert str(error.value) == sentence
 
 
-def test_a_run_that_was_killed_holds_nothing(quickstart, expand, storage):
-    (cell, _) = expand(quickstart)
-    (storage / "locks").mkdir(parents=True)
+def test_a_run_that_was_killed_holds_nothing(quickstart, held, storage):
+    quickstart["grid"]["penalty"] = ["max_std"]
+    with held(quickstart):
+        (lock,) = (storage / "locks").iterdir()
     program = """
-import sys, time, filelock
-lock = filelock.FileLock(sys.argv[1])
-lock.acquire()
-print("held", flush=True)
-time.sleep(60)
+import sys, time
+from algorithms.storage import Storage
+with Storage(sys.argv[1]).lease(sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(60)
 """
-    lock = storage / "locks" / f"{cell.cell_key}.lock"
-    command = [sys.executable, "-c", program, str(lock)]
+    command = [sys.executable, "-c", program, str(storage), lock.stem]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another run"), tuning._locked([cell], storage):
+    with pytest.raises(UserError, match="another run"), held(quickstart):
         pass
     holder.kill()
     holder.wait()
-    with tuning._locked([cell], storage):
+    with held(quickstart):
         pass
 
 
@@ -224,13 +227,13 @@ def test_only_checkpoints_without_a_result_are_deleted(quickstart, expand, finis
     stale = storage / "trials" / "stale"
     finish(second, 0, checkpoint="stale")
     finish(second, 0, checkpoint="newer", epochs=9)
-    tuning._prune([needed, stale], ResultStore(Storage(storage)))
+    tune.prune([needed, stale], ResultStore(Storage(storage)), Storage(storage))
     assert needed.is_dir()
     assert not stale.exists()
 
 
 def test_a_trials_folder_has_a_name_that_file_systems_take():
-    names = {tuning._name("t" * 200, range(first, first + 300)) for first in (0, 1)}
+    names = {tune._name("t" * 200, range(first, first + 300)) for first in (0, 1)}
     assert len(names) == 2
     assert all(len(name) < 255 for name in names)
-    assert tuning._name("t", [0, 1]) == "t__seeds-0-1"
+    assert tune._name("t", [0, 1]) == "t__seeds-0-1"
