@@ -6,7 +6,7 @@ machine whose speed changes does not hide them:
 
     RLlib               `Algorithm.train` less `OfflineTraining.train_epoch` inside it
     Tune, Ray, MLflow   the time between two results of the sweep, as MLflow recorded them, less
-                        the trial's own clock in `Algorithm.step`
+                        the cell's own clock in `Algorithm.step`
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from rich.console import Console
 
 from algorithms.dynamics.service import train_ensemble
 from algorithms.rllib import MOPOConfig
+from algorithms.storage import Storage
 from algorithms.training.checkpoint import encode
-from orchestrator import tuning
-from orchestrator.deployment import Settings
+from orchestrator.deployment import Deployment
+from orchestrator.run import run as run_sweep
 from orchestrator.sweep.cell import Cell, cells_of
 from orchestrator.sweep.model import Sweep
 
@@ -56,14 +57,14 @@ class Epoch(NamedTuple):
 
 def measure(setup: Setup) -> list[Series]:
     sweep = _sweep(setup)
-    (trial,) = cells_of(sweep)
+    (cell,) = cells_of(sweep)
     with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder:
-        for spec in trial.ensembles:
-            for _ in train_ensemble(spec, Path(folder)):  # makes the data as well
+        for spec in cell.ensembles:
+            for _ in train_ensemble(spec, Storage(folder)):  # makes the data as well
                 pass
         begin = time.time()
-        results = _in_tune(sweep, trial, Path(folder))
-        epochs = _in_rllib(trial, Path(folder), setup)
+        results = _in_tune(sweep, cell, Path(folder))
+        epochs = _in_rllib(cell, Path(folder), setup)
     pairs = list(pairwise(results[:-1]))  # from the second epoch on; the last one is evaluated
     between = [later.at - earlier.at for earlier, later in pairs]
     in_step = [later.seconds - earlier.seconds for earlier, later in pairs]
@@ -108,27 +109,27 @@ def _sweep(setup: Setup) -> Sweep:
     )
 
 
-def _in_tune(sweep: Sweep, trial: Cell, storage: Path) -> list[Result]:
+def _in_tune(sweep: Sweep, cell: Cell, storage: Path) -> list[Result]:
     """Run the sweep on a Ray of its own; its results in their order."""
-    settings = Settings.from_environment(storage, environ={})
-    code = tuning.run(sweep, [trial], settings, Console(stderr=True))
-    assert code == 0, "the sweep failed"
-    client = MlflowClient(tracking_uri=settings.tracking_uri)
+    deployment = Deployment.from_environment(storage, environ={})
+    outcome = run_sweep(sweep, deployment, Console(stderr=True))
+    assert not outcome.failed, "the sweep failed"
+    client = MlflowClient(tracking_uri=deployment.tracking_uri)
     experiment = client.get_experiment_by_name(sweep.name)
-    cell = f"tags.`orchestrator.cell` = '{trial.cell_key}'"
-    (run,) = client.search_runs([experiment.experiment_id], cell)
+    of_cell = f"tags.`orchestrator.cell` = '{cell.cell_key}'"
+    (run,) = client.search_runs([experiment.experiment_id], of_cell)
     history = client.get_metric_history(run.info.run_id, "minutes")
     history.sort(key=lambda metric: metric.step)
     return [Result(metric.timestamp / 1000, 60 * metric.value) for metric in history]
 
 
-def _in_rllib(trial: Cell, storage: Path, setup: Setup) -> list[Epoch]:
+def _in_rllib(cell: Cell, storage: Path, setup: Setup) -> list[Epoch]:
     """The same training on the sweep's ensemble, but in this process and without Tune."""
     ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     config = (
         MOPOConfig()
-        .offline(dataset=trial.dataset, seeds=trial.seeds, storage=storage)
-        .training(**trial.settings.model_dump())
+        .offline(dataset=cell.dataset, seeds=cell.seeds, storage=storage)
+        .training(**cell.settings.model_dump())
         .resources(num_cpus_for_main_process=setup.threads)
         .learners(num_gpus_per_learner=int(setup.device == "cuda"))
     )
@@ -144,7 +145,7 @@ def _in_rllib(trial: Cell, storage: Path, setup: Setup) -> list[Epoch]:
 
     algorithm.training.train_epoch = timed
     epochs = []
-    for _ in range(trial.settings.epochs - 1):  # the last one would be evaluated
+    for _ in range(cell.settings.epochs - 1):  # the last one would be evaluated
         begin = now(setup.device)
         algorithm.train()
         epochs.append(Epoch(now(setup.device) - begin, seconds[-1]))
@@ -154,7 +155,7 @@ def _in_rllib(trial: Cell, storage: Path, setup: Setup) -> list[Epoch]:
 
 
 def _checkpoint(setup: Setup) -> list[Series]:
-    """A trial's state at its full size, to a file."""
+    """A cell's state at its full size, to a file."""
     *_, run = runs(setup.device).values()
     training = offline_training("MOPO", 1, run, setup.device, rollout_batch_size=ROLLOUT_ROWS)
     fill_buffer(training)

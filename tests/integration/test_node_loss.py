@@ -10,9 +10,9 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from algorithms.storage import Storage
-from orchestrator import tuning
-from orchestrator.deployment import Settings
+from orchestrator.deployment import Deployment
 from orchestrator.results import ResultStore
+from orchestrator.run import run
 from orchestrator.sweep.cell import cells_of
 from orchestrator.sweep.model import load_sweep
 
@@ -43,7 +43,7 @@ def test_trials_of_a_lost_node_go_on_elsewhere(cluster, new_storage, sweep_file,
 
     def progress():
         found = (store.get(cell.result_key(0)) for cell in cells)
-        return {result.trial: result.epochs for result in found if result}
+        return {result.cell: result.epochs for result in found if result}
 
     def lose_a_node():
         # Both trials have a checkpoint: with one CPU a node, one of them is on this node.
@@ -53,21 +53,23 @@ def test_trials_of_a_lost_node_go_on_elsewhere(cluster, new_storage, sweep_file,
 
     accident = threading.Thread(target=lose_a_node)
     accident.start()
-    settings = Settings(storage, f"sqlite:///{storage}/mlflow.db", cluster.address)
+    uri = f"sqlite:///{storage}/mlflow.db"
     out = io.StringIO()
-    code = tuning.run(sweep, cells, settings, Console(file=out, width=200))
+    outcome = run(
+        sweep, Deployment(Storage(storage), uri, cluster.address), Console(file=out, width=200)
+    )
     accident.join()
-    assert code == 0, out.getvalue()
+    assert outcome.failed == [], out.getvalue()
     assert len(at_loss) == 2
     assert max(at_loss.values()) < EPOCHS
     assert set(progress().values()) == {EPOCHS}
     # On the node that is left they ran one after the other, each from its checkpoint.
-    client = MlflowClient(settings.tracking_uri)
+    client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("node").experiment_id
     for cell in cells:
         penalty = f"params.penalty = '{cell.settings.penalty}'"
-        (run,) = client.search_runs([experiment], penalty)
-        history = client.get_metric_history(run.info.run_id, "alpha")
+        (recorded,) = client.search_runs([experiment], penalty)
+        history = client.get_metric_history(recorded.info.run_id, "alpha")
         steps = [point.step for point in history]
         assert set(steps) == set(range(1, EPOCHS + 1))
         again = len(steps) - EPOCHS  # epochs since the last checkpoint

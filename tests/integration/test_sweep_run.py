@@ -17,7 +17,7 @@ from algorithms.data.source import load
 from algorithms.dynamics.store import read_ensemble, stack_ensembles
 from algorithms.storage import Storage
 from algorithms.training.checkpoint import CHECKPOINT_FORMAT
-from orchestrator import cli, tuning
+from orchestrator import cli, tune
 from orchestrator.results import ResultStore
 from orchestrator.sweep.cell import cells_of
 from orchestrator.sweep.model import load_sweep
@@ -61,7 +61,7 @@ def first(new_storage, sweep_file, command_line):
 def test_a_first_run_trains_every_seed_and_prints_the_table(first):
     storage, file, ran = first
     assert ran.returncode == 0, ran.stderr
-    assert "to run: 4 seeds in 2 trials, 1 dynamics ensemble to train" in ran.stdout
+    assert "to run: 4 seeds in 2 cells, 1 dynamics ensemble to train" in ran.stdout
     assert "penalty=none" in ran.stdout
     assert "penalty=max_std" in ran.stdout
     assert "Traceback" not in ran.stderr
@@ -131,7 +131,7 @@ def test_a_second_run_does_nothing(first, command_line):
     before = modified(storage)
     ran = command_line(storage)("run", file, RAY_ADDRESS="127.0.0.1:1")  # no Ray answers there
     assert ran.returncode == 0, ran.stderr
-    assert "nothing to run: 2 trials done" in ran.stdout
+    assert "nothing to run: 2 cells done" in ran.stdout
     assert "penalty=max_std" in ran.stdout
     assert modified(storage) == before
 
@@ -161,7 +161,7 @@ def test_an_extension_trains_only_what_is_new(extended):
     storage, file, ran, before = extended
     assert ran.returncode == 0, ran.stderr
     # Seed 2 of two penalties, and the third penalty; all on the ensemble that is there.
-    assert "to run: 5 seeds in 3 trials; " in ran.stdout
+    assert "to run: 5 seeds in 3 cells; " in ran.stdout
     assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.is_file())
     assert len(list((storage / "ensembles").iterdir())) == 1
     assert {result.epochs for result in results(file, storage).values()} == {2}
@@ -183,7 +183,7 @@ def test_more_epochs_continue_every_seed_where_it_stands(extended, first, sweep_
     before = results(file, storage)
     ran = command_line(storage)("run", file)
     assert ran.returncode == 0, ran.stderr
-    assert "to run: 4 seeds in 2 trials; 80 gradient steps" in ran.stdout
+    assert "to run: 4 seeds in 2 cells; 80 gradient steps" in ran.stdout
     found = results(file, storage)
     for key, result in found.items():
         assert result.epochs == 3
@@ -231,7 +231,7 @@ def failing(first, sweep_file):
         state.write_bytes(content.replace(current, b'"format":"9"', 1))
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-        patch.setattr(tuning, "MAX_FAILURES", 0)
+        patch.setattr(tune, "MAX_FAILURES", 0)
         patch.setenv("COLUMNS", "200")
         code = cli.main(["run", str(file), "--storage", str(storage)])
     statuses = {

@@ -30,7 +30,7 @@ def test_every_algorithm_is_trained_and_each_training_once(ran):
     storage, file, done = ran
     assert done.returncode == 0, done.stderr
     assert "MLflow" not in done.stderr
-    assert "to run: 6 seeds in 3 trials, 1 dynamics ensemble to train" in done.stdout
+    assert "to run: 6 seeds in 3 cells, 1 dynamics ensemble to train" in done.stdout
     assert len(ResultStore(Storage(storage)).all()) == 6
     assert len(list((storage / "ensembles").iterdir())) == 1
     for cell in cells_of(load_sweep(file)):
@@ -67,4 +67,4 @@ def test_what_has_diverged_is_not_tried_again(ran, command_line):
     storage, file, _ = ran
     again = command_line(storage)("run", file, RAY_ADDRESS="127.0.0.1:1")  # no Ray answers there
     assert again.returncode == 0, again.stderr
-    assert "nothing to run: 4 trials done" in again.stdout
+    assert "nothing to run: 4 cells done" in again.stdout
