@@ -10,8 +10,12 @@ from algorithms.errors import UserError
 MAX_SEEDS = 1000
 
 
-def seed_list(value: object) -> tuple[int, ...]:
+def seed_list(value: object, key: str = "") -> tuple[int, ...]:
     """The seeds: 0 to n - 1 of a number n, or those of a list, each once.
+
+    Args:
+        value: what a user gave.
+        key: what the user calls it, for the message.
 
     Raises:
         UserError: anything else.
@@ -26,9 +30,9 @@ def seed_list(value: object) -> tuple[int, ...]:
     ):
         for seed in value:
             if list(value).count(seed) > 1:
-                raise UserError(f"{seed!r} is listed twice")
+                raise UserError(f"{key}{seed!r} is listed twice")
         return tuple(value)
     raise UserError(
-        f"must be a number of seeds from 1 to {MAX_SEEDS} (2 means seeds 0 and 1) "
+        f"{key}must be a number of seeds from 1 to {MAX_SEEDS} (2 means seeds 0 and 1) "
         f"or a list of seeds from 0 to 2147483647, got {reprlib.repr(value)}"
     )

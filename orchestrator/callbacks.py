@@ -14,7 +14,7 @@ import pandas as pd
 from ray import tune
 
 from algorithms.identity import code_hash
-from orchestrator.progress import Bar, StageProgress
+from algorithms.progress import Bar, StageProgress
 from orchestrator.results import ResultStore, SeedResult
 from orchestrator.tracking.protocol import Tracker
 from orchestrator.tracking.records import EpochRecord, JobRecord

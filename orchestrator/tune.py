@@ -13,17 +13,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 from ray import tune
+from ray.exceptions import RayTaskError
 from rich.console import Console
 
-from algorithms.dynamics.service import NAMESPACE
+from algorithms.dynamics.service import (
+    NAMESPACE,
+    name_of,
+    train_ensembles,
+    trainer_resources,
+)
 from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import read_ensemble
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
 from algorithms.identity import content_key
+from algorithms.progress import StageProgress
 from algorithms.rllib import OfflineAlgorithm
 from algorithms.storage import Storage
-from orchestrator import ensembles
 from orchestrator.callbacks import (
     ProgressCallback,
     ResultCallback,
@@ -32,7 +38,6 @@ from orchestrator.callbacks import (
 )
 from orchestrator.deployment import Deployment
 from orchestrator.plan import Job, Plan
-from orchestrator.progress import StageProgress
 from orchestrator.results import ResultStore
 from orchestrator.sweep.cell import Cell
 from orchestrator.sweep.model import Sweep
@@ -67,9 +72,7 @@ def train(
     An ensemble that cannot be trained takes along the jobs that need it, and no others.
     """
     storage, store = deployment.storage, ResultStore(deployment.storage)
-    broken = ensembles.train(
-        plan.ensembles_to_train, storage, plan.sweep.device, plan.sweep.loaded_plugins, console
-    )
+    broken = _train_ensembles(plan, storage, console)
     for ensemble in plan.ensembles:
         _record_ensemble(tracker, ensemble.spec, storage)
     for entry in plan.cells:
@@ -83,6 +86,29 @@ def train(
         if not all(result and result.done(job.cell.settings.epochs) for result in results):
             failed.setdefault(_name(job.cell.name, job.seeds), "its result is incomplete")
     return [*broken.values(), *(f"{name}: {error}" for name, error in failed.items())]
+
+
+def _train_ensembles(plan: Plan, storage: Storage, console: Console) -> dict[str, str]:
+    """Every dynamics ensemble that a job needs; returns why some could not be trained, by key.
+
+    It ends before the first job starts. Jobs that held a GPU while they waited for a trainer
+    that needs one would wait for ever; so they only fetch.
+    """
+    specs = {spec.key: spec for spec in plan.ensembles_to_train}
+    if not specs:
+        return {}
+    resources = trainer_resources(plan.sweep.device, len(specs))
+    _, failed = train_ensembles(
+        list(specs.values()), storage, resources, plan.sweep.loaded_plugins, console
+    )
+    return {key: f"{name_of(specs[key])}: {_reason(error)}" for key, error in failed.items()}
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what went wrong inside: it comes back wrapped by each actor on the way."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    return str(error).strip().splitlines()[-1]
 
 
 @contextmanager

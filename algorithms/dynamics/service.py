@@ -20,10 +20,12 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
+from rich.console import Console
 
 from algorithms.data.source import load
 from algorithms.dynamics.ensemble import DynamicsEnsemble
-from algorithms.dynamics.spec import EnsembleSpec
+from algorithms.dynamics.spec import EnsembleSpec, is_published
 from algorithms.dynamics.store import (
     PublishedEnsemble,
     publish_ensemble,
@@ -34,6 +36,7 @@ from algorithms.dynamics.training import EnsembleTraining
 from algorithms.errors import UserError
 from algorithms.identity import code_hash
 from algorithms.loading import Plugin, load_plugins
+from algorithms.progress import StageProgress
 from algorithms.stack.compilation import call_compiled, call_eagerly, can_compile
 from algorithms.stack.transitions import Transition
 from algorithms.storage import Storage
@@ -42,6 +45,7 @@ log = logging.getLogger(__name__)
 NAMESPACE = "orchestrator"
 # Compiling takes about ten seconds, and saves a few milliseconds in each batch.
 BATCHES_WORTH_COMPILING = 5_000
+POLL_SECONDS = 1.0
 
 
 class EnsembleTrainer:
@@ -183,21 +187,77 @@ def trainer_resources(device: str = "auto", trainers: int = 1) -> dict[str, floa
     return {"num_cpus": max(1, min(max(cpus), sum(cpus) // trainers)), "num_gpus": 0}
 
 
+def train_ensembles(
+    specs: Sequence[EnsembleSpec],
+    storage: Storage,
+    resources: dict[str, float],
+    plugins: Sequence[Plugin],
+    console: Console,
+) -> tuple[dict[str, PublishedEnsemble], dict[str, Exception]]:
+    """Have ensembles trained side by side, showing how each gets on.
+
+    Args:
+        specs: each once.
+        storage: where they are published; what is there already is not trained again.
+        resources: of each trainer, as of `trainer_resources`.
+        plugins: that a trainer has to execute first.
+        console: for progress.
+
+    Returns:
+        By key: the ensembles, and why others could not be trained.
+    """
+    service = ensemble_service(storage)
+    waiting = {service.obtain.remote(spec, resources, plugins): spec for spec in specs}
+    obtained: dict[str, PublishedEnsemble] = {}
+    failed: dict[str, Exception] = {}
+    with StageProgress(console) as progress:
+        bars = {
+            spec.key: progress.add(name_of(spec), spec.settings.dynamics_max_epochs)
+            for spec in specs
+            if not is_published(storage, spec.key)
+        }
+        while waiting:
+            done, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
+            for key, epoch in ray.get(service.progress.remote()).items():
+                if key in bars:
+                    note = f"holdout mse {epoch['best_elite_holdout_mse']:.4f}"
+                    progress.update(bars[key], int(epoch["epoch"]), note)
+            for reference in done:
+                spec = waiting.pop(reference)
+                try:
+                    obtained[spec.key] = ray.get(reference)
+                except RayError as error:
+                    failed[spec.key] = error
+                    continue
+                metrics = obtained[spec.key].description["metrics"]
+                if spec.key in bars:
+                    note = f"holdout mse {metrics['elite_holdout_mse']:.4f}"
+                    progress.finish(bars[spec.key], int(metrics["epochs"]), note)
+    return obtained, failed
+
+
+def name_of(spec: EnsembleSpec) -> str:
+    """An ensemble as people are told of it."""
+    return f"ensemble {spec.dataset.slug} seed {spec.seed}"
+
+
 def obtain_ensembles(
     specs: Sequence[EnsembleSpec], storage: Storage, plugins: Sequence[Plugin] = ()
 ) -> list[PublishedEnsemble]:
     """Published ensembles in the order of `specs`; what is missing is trained first."""
     if not specs:
         return []
-    service = ensemble_service(storage)
+    distinct = {spec.key: spec for spec in specs}
+    ensemble_service(storage)  # starts Ray, where nobody has
     # One CPU: the caller may be a trial on a full cluster.
     resources = trainer_resources() | {"num_cpus": 1}
-    distinct = {spec.key: spec for spec in specs}
-    references = {
-        key: service.obtain.remote(spec, resources, plugins) for key, spec in distinct.items()
-    }
-    published = dict(zip(references, ray.get(list(references.values())), strict=True))
-    return [published[spec.key] for spec in specs]
+    console = Console(stderr=True)
+    obtained, failed = train_ensembles(
+        list(distinct.values()), storage, resources, plugins, console
+    )
+    for error in failed.values():
+        raise error
+    return [obtained[spec.key] for spec in specs]
 
 
 def obtain_ensemble(specs: Sequence[EnsembleSpec], storage: Storage) -> DynamicsEnsemble:

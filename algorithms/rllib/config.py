@@ -100,7 +100,7 @@ class OfflineConfig(AlgorithmConfig):
             spec = dataset if isinstance(dataset, DatasetSpec) else resolve(dataset, env=self.env)
             self.job["dataset"] = spec.model_dump(mode="json")
         if seeds is not NotProvided:
-            self.job["seeds"] = list(seed_list(seeds))
+            self.job["seeds"] = list(seed_list(seeds, key="seeds "))
         if dynamics_seeds is not NotProvided:
             if dynamics_seeds not in DYNAMICS_SEEDS:
                 raise UserError(expected("dynamics_seeds", dynamics_seeds, DYNAMICS_SEEDS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -79,4 +80,6 @@ def export_policy(deterministic: DeterministicPolicy, path: Path) -> None:
         (torch.zeros(2, first.in_features),),
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )
-    torch.export.save(program, path)
+    content = BytesIO()
+    torch.export.save(program, content)
+    path.write_bytes(content.getvalue())

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from algorithms.progress import StageProgress
 from algorithms.storage import Storage
 from orchestrator.callbacks import ProgressCallback, ResultCallback, TrackingCallback
 from orchestrator.plan import make_plan
-from orchestrator.progress import StageProgress
 from orchestrator.results import ResultStore
 from orchestrator.tune import job_config
 
