@@ -33,8 +33,6 @@ from orchestrator.sweep.variants import ALGORITHM, Variant, check_names, expand,
 from orchestrator.sweep.yaml_file import parse_yaml, read_yaml
 from orchestrator.tracking.names import TRACKERS
 
-RESULT_FORMAT = 2
-
 
 def _entry(value: object) -> object:
     return {"id": value} if isinstance(value, str) else value

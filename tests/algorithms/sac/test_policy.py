@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from algorithms.sac.policy import Policy, export_policy
+from algorithms.sac.policy import DeterministicPolicy, Policy, export_policy
 from algorithms.stack.distributions import TanhGaussian
 
 OBS = torch.linspace(-3, 3, 21).view(7, 3)
@@ -45,17 +45,23 @@ def test_an_exported_policy_needs_torch_alone_and_acts_deterministically(
     offline_training, tmp_path
 ):
     policy = Policy.from_stack(offline_training((3, 8)).networks.actor, 1)
-    export_policy(policy, tmp_path / "policy.pt2")
+    export_policy(DeterministicPolicy(policy), tmp_path / "policy.pt2")
+    scaled = DeterministicPolicy(policy, -2.0, 4.0)
+    export_policy(scaled, tmp_path / "scaled.pt2")
     code = (
         "import sys, torch\n"
         "policy = torch.export.load('policy.pt2').module()\n"
         "obs = torch.linspace(-3, 3, 21).view(7, 3)\n"
-        "torch.save([policy(obs), policy(obs[:1])], 'actions.pt')\n"
+        "scaled = torch.export.load('scaled.pt2').module()\n"
+        "policy(obs).numpy()\n"  # an action has no gradient
+        "torch.save([policy(obs), policy(obs[:1]), scaled(obs)], 'actions.pt')\n"
         "assert not [m for m in sys.modules if m.split('.')[0] in ('algorithms', 'ray')]\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
-    seven, one = torch.load(tmp_path / "actions.pt")
+    seven, one, in_units = torch.load(tmp_path / "actions.pt")
     with torch.no_grad():
         expected = TanhGaussian.from_output(policy(OBS)).mode()
     torch.testing.assert_close(seven, expected)
     torch.testing.assert_close(one, expected[:1])
+    torch.testing.assert_close(in_units, -2.0 + 6.0 * (expected + 1.0) / 2.0)
+    assert not seven.requires_grad
