@@ -27,6 +27,7 @@ from algorithms.stack.state import select_seeds
 from algorithms.training.checkpoint import read_training_state
 from algorithms.training.evaluation import PolicyEvaluation, Scores
 from algorithms.training.loop import OfflineTraining
+from algorithms.training.reporting import report_epoch
 
 
 class Epoch(NamedTuple):
@@ -130,26 +131,12 @@ class OfflineAlgorithm(Algorithm):
 
     def _report(self) -> dict[str, Any]:
         """The result of the oldest epoch that is not reported, when it has been evaluated."""
-        training, epoch = self.training, self._trained[0]
-        scores = None if epoch.scores is None else wait_for(epoch.scores)
+        result, statistics, pending = self._trained[0]
+        scores = None if pending is None else wait_for(pending)
         self._trained.popleft()
-        result, metrics = epoch.result, epoch.statistics
-        diverged_S = metrics["diverged"].bool()
         if scores is not None:
-            training.record_scores(scores["normalized_score"])
-            metrics |= scores
             result[EVALUATION_RESULTS] = as_lists(scores)
-        if result["epoch"] >= self.config.settings.evaluation_interval:
-            metrics["normalized_score"] = training.scores_SK[:, -1]
-            metrics["run_score"] = training.run_score(diverged_S)
-        for name in metrics.keys() - {"diverged"}:
-            metrics[name] = metrics[name].masked_fill(diverged_S, torch.nan)
-        # A seed that turned NaN does not hide the others' mean.
-        result["mean"] = {name: float(value.nanmean()) for name, value in metrics.items()}
-        result["seed"] = {
-            str(seed): {name: float(value[k]) for name, value in metrics.items()}
-            for k, seed in enumerate(self.config.seeds)
-        }
+        result |= report_epoch(self.training, result["epoch"], statistics, scores)
         result["behaviour_score"] = self.learner.behaviour_score
         return result
 
