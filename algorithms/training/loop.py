@@ -93,9 +93,8 @@ class OfflineTraining:
         self.epoch += 1
         statistics = {name: value.cpu() for name, value in statistics.items()}
         usable_S = torch.stack(list(statistics.values())).isfinite().all(dim=0)
-        usable_S &= largest_q_S.cpu() <= DIVERGED_Q * self.agent.largest_q(
-            statistics
-        )  # false for NaN
+        bound_S = DIVERGED_Q * self.agent.largest_q(statistics)
+        usable_S &= largest_q_S.cpu() <= bound_S  # false for NaN
         if self.settings.uses_model:
             usable_S &= (self.buffer.size_S > 0).cpu()
         self.diverged_S |= ~usable_S
