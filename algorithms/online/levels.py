@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from algorithms.data.bundled.recipe import Level, PolicySet, policies_folder
-from algorithms.data.bundled.rollout import load_policy
 from algorithms.environments.episodes import Evaluator
 from algorithms.environments.table import ENVIRONMENTS, normalized_score
 from algorithms.errors import UserError
+from algorithms.online.rollout import load_policy
 from algorithms.online.training import OnlineSettings, train_online
 from algorithms.sac.networks import SACNetworks
 from algorithms.settings import SACSettings

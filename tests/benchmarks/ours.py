@@ -12,9 +12,9 @@ from torch import Tensor
 
 from algorithms import ALGORITHMS
 from algorithms.data.bundled.recipe import policies_folder, policy_set
-from algorithms.data.bundled.rollout import load_policy
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.environments.table import hopper
+from algorithms.online.rollout import load_policy
 from algorithms.sac.agent import Context, RewardScale
 from algorithms.sac.networks import SACNetworks
 from algorithms.settings import EnsembleSettings

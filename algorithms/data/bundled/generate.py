@@ -119,7 +119,7 @@ def _run(shards: list[Shard], advance: Callable[[int], None], processes: int | N
     }
     workers = [
         subprocess.Popen(
-            [sys.executable, "-P", "-m", "algorithms.data.bundled.rollout"],
+            [sys.executable, "-P", "-m", "algorithms.online.rollout"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

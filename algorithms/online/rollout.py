@@ -1,6 +1,6 @@
-"""Rolling a policy out in MuJoCo: the work of one process of `bundled.generate`.
+"""Rolling a policy out in MuJoCo: the work of one process of `data.bundled.generate`.
 
-    python -m algorithms.data.rollout
+    python -m algorithms.online.rollout
 
 reads one `Shard` as JSON per line of standard input, writes each shard's
 episodes to a file of its own, and reports on standard output: the number of
