@@ -92,7 +92,7 @@ class Experiment:
                 curve = store.get_curve(cell.result_key(seed))
                 if curve.empty:
                     continue
-                where = {
+                where: dict[str, Any] = {
                     "cell": cell.name,
                     "variant": cell.variant,
                     "dataset": cell.dataset_label,

@@ -275,7 +275,7 @@ def job_config(job: Job, plan: Plan, storage: Storage) -> dict[str, Any]:
         other_names=tuple(others),
         action_bounds=(environment.action_low, environment.action_high),
         result_keys=tuple(cell.result_key(seed) for seed in job.seeds),
-        ensemble_of_seed=tuple(spec and spec.key for spec in job.ensembles),
+        ensemble_of_seed=tuple(spec.key if spec else None for spec in job.ensembles),
     )
     return {
         "algorithm": cell.algorithm,

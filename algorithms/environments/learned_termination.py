@@ -91,5 +91,5 @@ def learn_termination(data: Transition) -> nn.Module:
     last = model.layers[-1]
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
-        last.bias += prior
+        last.bias.add_(prior)
     return model.requires_grad_(requires_grad=False)

@@ -127,5 +127,5 @@ def make_env(env_id: str) -> gymnasium.Env[Any, Any]:
                 f"a space of shape {space.shape}: correct the row"
             )
     if row.rescaled_actions:
-        env = gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)
+        env = gymnasium.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
     return env

@@ -271,7 +271,7 @@ def _write_penalties(figure: Figure, prediction: Prediction, left: float, top: f
 
 
 def _write_legend(figure: Figure) -> None:
-    def line(colour: str, label: str, **style: Any) -> Line2D:
+    def line(colour: str | None, label: str, **style: Any) -> Line2D:
         return Line2D([], [], color=colour, label=label, **style)
 
     dot: dict[str, Any] = {"marker": "o", "markeredgecolor": "white", "markersize": 8}

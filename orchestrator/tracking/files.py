@@ -118,7 +118,7 @@ class FilesTracker:
         del content["files"]  # they lie with the ensemble
         self._write(self._folder / "ensembles" / name, content)
 
-    def run_id(self, cell_key: str) -> str | None:
+    def run_id(self, cell_key: str) -> None:
         """None: a folder has no id."""
         del cell_key
 

@@ -64,7 +64,7 @@ def make_recipe(entry: Bundled, size: int, seed: int = 0) -> Recipe:
     )
 
 
-def missing(spec: DatasetSpec, storage: Storage) -> str | None:
+def missing(spec: DatasetSpec, storage: Storage) -> None:
     """Nothing ever is: what is not there is made."""
     del spec, storage
 
