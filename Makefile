@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint bench ui
+.PHONY: help install demo test lint ends bench ui
 
 help:
 	@echo 'make demo   run sweeps/quickstart.yaml and print its table'
 	@echo 'make test   run the tests'
 	@echo 'make lint   ruff, mypy and the import rules'
+	@echo 'make ends   test the lowest and the newest versions that pyproject.toml allows (downloads much)'
 	@echo 'make bench  measure speed and memory on this machine; BENCH="--help" lists the options'
 	@echo 'make ui     open the dashboard of what `make demo` recorded'
 
@@ -33,6 +34,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+ends:
+	PYTHON=$(PYTHON) .ci/ends lowest newest
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks $(BENCH)
