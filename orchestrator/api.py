@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.console import Console
 
+from algorithms.loading import load_plugins
 from orchestrator.deployment import Deployment
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results import ResultStore, SeedResult, remembered
@@ -39,6 +40,7 @@ class Experiment:
         Raises:
             UserError: a data set is unknown or unreadable.
         """
+        load_plugins(self.sweep.loaded_plugins)  # another sweep's may have been loaded since
         return make_plan(self.sweep, cells_of(self.sweep), self.deployment.storage)
 
     def run(self) -> pd.DataFrame:
@@ -51,6 +53,7 @@ class Experiment:
         """
         from orchestrator.run import run
 
+        load_plugins(self.sweep.loaded_plugins)
         console = Console(markup=False, emoji=False, highlight=False)
         outcome = run(self.sweep, self.deployment, console)
         for error in outcome.failed:
@@ -102,6 +105,7 @@ class Experiment:
         return pd.concat(frames[1:] or frames, ignore_index=True)
 
     def _cells(self) -> list[Cell]:
+        load_plugins(self.sweep.loaded_plugins)
         return cells_of(self.sweep, remembered(self.deployment.storage))
 
 

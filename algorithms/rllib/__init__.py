@@ -15,14 +15,21 @@ from algorithms.rllib.config import OfflineConfig
 from algorithms.rllib.learner import OfflineLearner
 from algorithms.rllib.module import StackedSACModule
 
-__all__ = ["OfflineAlgorithm", "OfflineConfig", "OfflineLearner", "StackedSACModule"]
+__all__ = [
+    "OfflineAlgorithm",
+    "OfflineConfig",
+    "OfflineLearner",
+    "StackedSACModule",
+    "algorithm_class",
+    "config_class",
+]
 
 CONFIG = "Config"
 
 
 @cache
 def algorithm_class(name: str) -> type[OfflineAlgorithm]:
-    """The RLlib Algorithm of a row of `ALGORITHMS`."""
+    """The RLlib Algorithm of a row of `ALGORITHMS`, which may be a plugin's."""
     attributes = {
         "__module__": __name__,
         "__doc__": f"`ALGORITHMS[{name!r}]` as an RLlib Algorithm.",
@@ -33,7 +40,7 @@ def algorithm_class(name: str) -> type[OfflineAlgorithm]:
 
 @cache
 def config_class(name: str) -> type[OfflineConfig]:
-    """Its config."""
+    """Its config: `config_class("mine")().offline(plugins=["my_ideas.py"], ...)`."""
 
     def init(self: OfflineConfig, algo_class: Any = None) -> None:
         OfflineConfig.__init__(self, algo_class=algo_class or algorithm_class(name))

@@ -20,7 +20,7 @@ from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.environments.table import make_env
 from algorithms.errors import UserError, expected
 from algorithms.identity import DYNAMICS_SEEDS, ensemble_seed
-from algorithms.loading import Plugin, load_plugins
+from algorithms.loading import Plugin, find_plugins, load_plugins
 from algorithms.rllib.learner import OfflineLearner
 from algorithms.rllib.module import StackedSACModule
 from algorithms.seeds import seed_list
@@ -83,10 +83,13 @@ class OfflineConfig(AlgorithmConfig):
         resume: dict[str, Any] | None = NotProvided,
         compile: bool | str = NotProvided,  # noqa: A002 - torch's own word for it
         parallel_evaluation: bool = NotProvided,
+        plugins: Sequence[str] = NotProvided,
     ) -> Self:
         """Says what to learn from.
 
         Args:
+            plugins: Python files, relative to the working directory, or installed modules, whose
+                penalties and environments may be used from here on (`algorithms.plugins`).
             dataset: an id of the catalogue, `file:PATH`, or a resolved spec.
             seeds: how many seeds train together (0, 1, ...), or their numbers.
             dynamics_seeds: `per_seed` (default) or `shared`: one ensemble for all seeds.
@@ -96,9 +99,10 @@ class OfflineConfig(AlgorithmConfig):
             parallel_evaluation: evaluate in a process of its own, on one more CPU, beside the
                 epochs that follow; results come later by up to `evaluation_interval` epochs.
         """
+        if plugins is not NotProvided:
+            self._use_plugins(plugins)
         if dataset is not NotProvided:
-            spec = dataset if isinstance(dataset, DatasetSpec) else resolve(dataset, env=self.env)
-            self.job["dataset"] = spec.model_dump(mode="json")
+            self._use_dataset(dataset)
         if seeds is not NotProvided:
             self.job["seeds"] = list(seed_list(seeds, key="seeds "))
         if dynamics_seeds is not NotProvided:
@@ -142,9 +146,22 @@ class OfflineConfig(AlgorithmConfig):
     def plugins(self) -> tuple[Plugin, ...]:
         return tuple(map(Plugin.model_validate, self.job.get("plugins", ())))
 
+    def _use_plugins(self, names: Sequence[str]) -> None:
+        if isinstance(names, str):
+            raise UserError(f"plugins must be a list of files or modules, got {names!r}")
+        found = find_plugins(names, pathlib.Path.cwd())
+        load_plugins(found)
+        self.job["plugins"] = [plugin.model_dump() for plugin in found]
+
+    def _use_dataset(self, dataset: str | DatasetSpec) -> None:
+        self.load_plugins()
+        spec = dataset if isinstance(dataset, DatasetSpec) else resolve(dataset, env=self.env)
+        self.job["dataset"] = spec.model_dump(mode="json")
+
     def load_plugins(self) -> None:
-        """Execute the plugins, if this process has not yet."""
-        load_plugins(self.plugins)
+        """Execute the plugins, if this process has not yet, and show their rows."""
+        if self.job.get("plugins"):  # without any, what the caller has loaded stays
+            load_plugins(self.plugins)
 
     @property
     def row(self) -> AlgorithmRow:
