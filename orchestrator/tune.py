@@ -24,7 +24,6 @@ from algorithms.dynamics.service import (
 )
 from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import read_ensemble
-from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
 from algorithms.identity import content_key
 from algorithms.progress import StageProgress
@@ -267,13 +266,12 @@ def job_config(job: Job, plan: Plan, storage: Storage) -> dict[str, Any]:
     """What `OfflineConfig.job` holds for a job, with the record by which callbacks know it."""
     cell, resume = job.cell, job.resume
     others = [e.cell.name for e in plan.cells if e.same_as and e.cell.cell_key == cell.cell_key]
-    environment = ENVIRONMENTS[cell.dataset.env_id]
     record = JobRecord(
         cell=cell_record(cell, job.seeds),
         epochs=cell.settings.epochs,
         epochs_done=resume.epochs if resume else 0,
         other_names=tuple(others),
-        action_bounds=(environment.action_low, environment.action_high),
+        action_bounds=cell.dataset.action_bounds,
         result_keys=tuple(cell.result_key(seed) for seed in job.seeds),
         ensemble_of_seed=tuple(spec.key if spec else None for spec in job.ensembles),
     )

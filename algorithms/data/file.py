@@ -42,6 +42,7 @@ def resolve(dataset_id: str, *, env: str | None, size: int | None, task: str | N
         env_id=env_id,
         content_hash=hdf5.file_sha256(path),
         size=len(data.reward),
+        action_bounds=ENVIRONMENTS[env_id].action_bounds,
         task=task,
     )
 

@@ -49,6 +49,7 @@ class DatasetSpec(BaseModel):
         content_hash: SHA-256 (hex) of a file's bytes, or of the recipe of bundled data.
         size: number of transitions; None for a file of D4RL's, which need not be there yet.
         recipe: of bundled data.
+        action_bounds: of the actions in a file; loaded, they are in [-1, 1].
         task: a key of `TASKS`, the one that the data are or stand in for. Presets look
             hyperparameters up by it; it is no part of the data's identity.
     """
@@ -60,6 +61,7 @@ class DatasetSpec(BaseModel):
     content_hash: str
     size: int | None = None
     recipe: Recipe | None = None
+    action_bounds: tuple[float, float] = (-1.0, 1.0)
     task: str | None = None
 
     @property

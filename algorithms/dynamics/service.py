@@ -127,7 +127,6 @@ class EnsembleService:
         self, spec: EnsembleSpec, resources: dict[str, float], plugins: Sequence[Plugin] = ()
     ) -> PublishedEnsemble:
         """The ensemble, trained with `resources` (`num_cpus`, `num_gpus`) if need be."""
-        load_plugins(plugins)  # the key of an ensemble says whose environment it is of
         async with self._locks.setdefault(spec.key, asyncio.Lock()):
             published = await asyncio.to_thread(read_ensemble, self._storage, spec.key)
             if published is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from algorithms.data.spec import DatasetSpec
-from algorithms.environments.table import ENVIRONMENTS
+from algorithms.environments.table import UNIT_BOUNDS
 from algorithms.identity import content_key
 from algorithms.settings import EnsembleSettings
 from algorithms.storage import Storage
@@ -35,9 +35,8 @@ class EnsembleSpec(BaseModel):
             "settings": self.settings.model_dump(mode="json"),
             "seed": self.seed,
         }
-        # A plugin's environment says in which units the data's actions are.
-        if origin := ENVIRONMENTS.origin(self.dataset.env_id):
-            payload["environment"] = origin.sha256
+        if self.dataset.action_bounds != UNIT_BOUNDS:  # by which the data's actions are rescaled
+            payload["action_bounds"] = self.dataset.action_bounds
         return content_key(payload)
 
 

@@ -56,6 +56,9 @@ def never(next_obs: Tensor) -> Tensor:
     return next_obs.new_zeros(next_obs.shape[:-1]).bool()
 
 
+UNIT_BOUNDS = (-1.0, 1.0)  # of policies' actions
+
+
 class Environment(NamedTuple):
     """What is known of an environment beforehand.
 
@@ -73,9 +76,18 @@ class Environment(NamedTuple):
     action_high: float = 1.0
 
     @property
+    def action_bounds(self) -> tuple[float, float]:
+        return self.action_low, self.action_high
+
+    @property
     def rescaled_actions(self) -> bool:
         """Whether the environment's own actions are not in [-1, 1] already."""
-        return (self.action_low, self.action_high) != (-1.0, 1.0)
+        return self.action_bounds != UNIT_BOUNDS
+
+    def normalized_score(self, episode_return: Return) -> Return:
+        """100 (return - random) / (expert - random), D4RL's normalisation."""
+        spread = self.expert_return - self.random_return
+        return 100.0 * (episode_return - self.random_return) / spread
 
     def to_unit_actions(self, action: np.ndarray) -> np.ndarray:
         """The environment's own actions in units of its bounds, [-1, 1]."""
@@ -92,9 +104,8 @@ ENVIRONMENTS.add("HalfCheetah-v4", Environment(17, 6, -280.178953, 12135.0, 1000
 
 
 def normalized_score(env_id: str, episode_return: Return) -> Return:
-    """100 (return - random) / (expert - random), D4RL's normalisation."""
-    env = ENVIRONMENTS[env_id]
-    return 100.0 * (episode_return - env.random_return) / (env.expert_return - env.random_return)
+    """`Environment.normalized_score` of a row of the table."""
+    return ENVIRONMENTS[env_id].normalized_score(episode_return)
 
 
 def make_env(env_id: str) -> gymnasium.Env[Any, Any]:
@@ -103,7 +114,7 @@ def make_env(env_id: str) -> gymnasium.Env[Any, Any]:
     Its actions are in [-1, 1]^A, as those of policies and data are.
 
     Raises:
-        UserError: Gymnasium does not know it, or its sizes are not those of its row.
+        UserError: Gymnasium cannot make it, or its sizes or bounds are not those of its row.
     """
     import gymnasium
 
@@ -115,8 +126,16 @@ def make_env(env_id: str) -> gymnasium.Env[Any, Any]:
             env = gymnasium.make(
                 env_id, disable_env_checker=True, max_episode_steps=row.max_episode_steps
             )
-        except gymnasium.error.Error as error:
-            raise UserError(f"environment {env_id}: Gymnasium cannot make it: {error}") from None
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"environment {env_id}: Gymnasium cannot make it: {reason}") from error
+    _check_spaces(env_id, row, env)
+    if row.rescaled_actions:
+        env = gymnasium.wrappers.RescaleAction(env, *UNIT_BOUNDS)
+    return env
+
+
+def _check_spaces(env_id: str, row: Environment, env: gymnasium.Env[Any, Any]) -> None:
     for name, space, size in (
         ("obs_dim", env.observation_space, row.obs_dim),
         ("action_dim", env.action_space, row.action_dim),
@@ -126,6 +145,10 @@ def make_env(env_id: str) -> gymnasium.Env[Any, Any]:
                 f"environment {env_id} has {name} {size} in its row, but Gymnasium's has "
                 f"a space of shape {space.shape}: correct the row"
             )
-    if row.rescaled_actions:
-        env = gymnasium.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
-    return env
+    for name, bound in (("low", row.action_low), ("high", row.action_high)):
+        found = getattr(env.action_space, name, None)
+        if found is None or not np.allclose(found, bound):
+            raise UserError(
+                f"environment {env_id} has action_{name} {bound:g} in its row, but Gymnasium's "
+                f"actions have the bound {np.unique(found).tolist()}: correct the row"
+            )

@@ -13,7 +13,7 @@ from algorithms import ALGORITHMS
 from algorithms.data.source import resolve
 from algorithms.data.spec import DatasetSpec
 from algorithms.dynamics.spec import EnsembleSpec
-from algorithms.environments.table import ENVIRONMENTS
+from algorithms.environments.table import ENVIRONMENTS, make_env
 from algorithms.errors import UserError
 from algorithms.identity import content_key, ensemble_seed
 from algorithms.presets import preset_settings
@@ -31,6 +31,7 @@ class Cell:
 
     sweep: str
     algorithm: str
+    base: str  # whose code the algorithm is
     variant: str  # its name, or 'penalty=max_std, rollout_length=5'; 'default' without choices
     choices: Mapping[str, Any] = field(hash=False)  # the settings that the variant chooses
     preset: Mapping[str, Any] = field(hash=False)  # those that are as the sweep's preset has them
@@ -38,6 +39,8 @@ class Cell:
     settings: OfflineSettings
     seeds: tuple[int, ...]
     dynamics_seeds: str
+    # The plugins that decide something of it: their sources are part of its keys.
+    origins: frozenset[Origin] = frozenset()
 
     @property
     def name(self) -> str:
@@ -82,12 +85,6 @@ class Cell:
         return content_key({**self._identity, **model})
 
     @property
-    def origins(self) -> frozenset[Origin]:
-        """The plugins that decide something of it: their sources are part of its keys."""
-        rows = (ALGORITHMS.origin(self.algorithm), ENVIRONMENTS.origin(self.dataset.env_id))
-        return self.settings.origins | frozenset(filter(None, rows))
-
-    @property
     def _identity(self) -> dict[str, Any]:
         settings = self.settings
         # The ensemble's fields stay out because its key stands for them.
@@ -102,7 +99,7 @@ class Cell:
         return {
             "format": RESULT_FORMAT,
             # Of the same settings, MBPO and MOPO without a penalty are one training.
-            "algorithm": ALGORITHMS[self.algorithm].base,
+            "algorithm": self.base,
             "settings": settings.model_dump(mode="json", exclude=left_out),
             "dataset": self.dataset.content_hash,
             "environment": self.dataset.env_id,
@@ -114,8 +111,14 @@ Resolve = Callable[[DatasetEntry], DatasetSpec]
 
 
 def resolve_entry(entry: DatasetEntry) -> DatasetSpec:
-    """The data set of an entry of a sweep; a file of one's own is read and checked."""
-    return resolve(entry.id, env=entry.env, size=entry.size, task=entry.task)
+    """The data set of an entry of a sweep; a file of one's own is read and checked.
+
+    So is an environment that a plugin brings along: it is made once.
+    """
+    dataset = resolve(entry.id, env=entry.env, size=entry.size, task=entry.task)
+    if ENVIRONMENTS.origin(dataset.env_id):
+        make_env(dataset.env_id).close()
+    return dataset
 
 
 def cells_of(sweep: Sweep, resolve: Resolve = resolve_entry) -> list[Cell]:
@@ -151,10 +154,12 @@ def _cell(sweep: Sweep, variant: Variant, dataset: DatasetSpec) -> Cell:
     if sweep.preset is not None:
         preset = preset_settings(sweep.preset, variant.algorithm, dataset.task)
     settings = variant.settings(sweep.fixed, preset)
+    rows = (ALGORITHMS.origin(variant.algorithm), ENVIRONMENTS.origin(dataset.env_id))
     in_force = {key: value for key, value in preset.items() if getattr(settings, key) == value}
     return Cell(
         sweep=sweep.name,
         algorithm=variant.algorithm,
+        base=variant.row.base,
         variant=variant.label(settings),
         choices={key: getattr(settings, key) for key in variant.chosen_settings},
         preset={k: v for k, v in in_force.items() if k not in settings.without_effect},
@@ -162,4 +167,5 @@ def _cell(sweep: Sweep, variant: Variant, dataset: DatasetSpec) -> Cell:
         settings=settings,
         seeds=sweep.seeds,
         dynamics_seeds=sweep.dynamics_seeds,
+        origins=settings.origins | frozenset(filter(None, rows)),
     )
