@@ -126,6 +126,11 @@ class OfflineSettings(SACSettings, EnsembleSettings):
         return frozenset(rollouts | EnsembleSettings.model_fields.keys())
 
     @property
+    def rollout_penalty(self) -> str | None:
+        """The penalty by which the rewards of model rollouts are less, if one has an effect."""
+        return None
+
+    @property
     def matched_penalty(self) -> str | None:
         """The penalty whose mean over an ensemble's holdout decides a coefficient, if one does."""
         return None

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from algorithms.errors import UserError
+from algorithms.stack.threads import one_thread
 from algorithms.stack.transitions import Transition
 
 SEED = 0x7E12
@@ -43,8 +45,10 @@ class LearnedTermination(nn.Module):
         return output.squeeze(-1)
 
     def forward(self, next_obs: Tensor) -> Tensor:
+        with torch.autocast(next_obs.device.type, enabled=False):  # not in bfloat16
+            ends = self.logit(next_obs) > 0.0
         # A model that ran away to inf or nan has left every state that there is data of.
-        return (self.logit(next_obs) > 0.0) | ~next_obs.isfinite().all(dim=-1)
+        return ends | ~next_obs.isfinite().all(dim=-1)
 
 
 class Never(nn.Module):
@@ -59,14 +63,17 @@ def learn_termination(data: Transition) -> nn.Module:
 
     It follows from the data alone: the same in every process. Half of every batch are ends,
     and the odds are put right afterwards.
+
+    Raises:
+        UserError: every row is terminal, so nothing is known of states that end nothing.
     """
     ends, others = data.terminal.bool(), ~data.terminal.bool()
     if not ends.any():
         return Never()
     if not others.any():
-        raise ValueError("every row is terminal: no termination function can be learned")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        raise UserError("every row of the data is terminal: no termination can be learned of it")
+    with torch.random.fork_rng(devices=[]), one_thread():
+        torch.default_generator.manual_seed(SEED)
         model = LearnedTermination(data.obs.shape[-1])
         next_obs = data.next_obs.float()
         model.mean.copy_(next_obs.mean(dim=0))

@@ -32,13 +32,17 @@ class MOPOSettings(OfflineSettings):
         return super().without_effect | unused
 
     @property
+    def rollout_penalty(self) -> str | None:
+        return None if "penalty" in self.without_effect else self.penalty
+
+    @property
     def matched_penalty(self) -> str | None:
         matched = self.penalty_coef_mode == "matched"
         return self.penalty if matched and "penalty_coef_mode" not in self.without_effect else None
 
     @property
     def origins(self) -> frozenset[Origin]:
-        origin = None if "penalty" in self.without_effect else PENALTIES.origin(self.penalty)
+        origin = self.rollout_penalty and PENALTIES.origin(self.rollout_penalty)
         return super().origins | ({origin} if origin else set())
 
     @model_validator(mode="before")

@@ -13,7 +13,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from torch import Tensor
 
 from algorithms.data.source import load
-from algorithms.dynamics.penalty_scale import known_or_measured
+from algorithms.dynamics.penalty_scale import check_penalty_of_plugin, known_or_measured
 from algorithms.dynamics.service import obtain_ensembles
 from algorithms.dynamics.store import stack_ensembles
 from algorithms.environments.learned_termination import learn_termination
@@ -50,6 +50,8 @@ class OfflineLearner(TorchLearner):
         penalty_mean = [e.description["metrics"]["penalty_mean"] for e in ensembles]
         if stacked is not None and settings.matched_penalty is not None:
             penalty_mean = known_or_measured(settings.matched_penalty, penalty_mean, stacked, data)
+        elif stacked is not None and settings.rollout_penalty is not None:
+            check_penalty_of_plugin(settings.rollout_penalty, stacked, data)
         context = Context(
             networks=self.module[DEFAULT_MODULE_ID].networks.to(self.device),
             settings=settings,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,10 +10,11 @@ from torch import Tensor
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.rollout import model_return
 from algorithms.environments.episodes import Evaluator
-from algorithms.environments.table import ENVIRONMENTS, Termination, never, normalized_score
+from algorithms.environments.table import ENVIRONMENTS, Termination, never
 from algorithms.stack.distributions import TanhGaussian
 from algorithms.stack.mlp import StackedMLP
 from algorithms.stack.randomness import seed_generators, stream_seed
+from algorithms.stack.threads import one_thread
 
 MODEL_RETURN_STREAM = 0x0FF3
 
@@ -51,10 +51,9 @@ class PolicyEvaluation:
         termination: Termination | None = None,
     ) -> None:
         self._actor, self._ensemble = actor, ensemble
-        self._env_id, self._seeds = env_id, tuple(seeds)
+        self._environment, self._seeds = ENVIRONMENTS[env_id], tuple(seeds)
         self._start_obs = initial_obs[:episodes]
-        self._termination = termination or ENVIRONMENTS[env_id].termination or never
-        self._time_limit = ENVIRONMENTS[env_id].max_episode_steps
+        self._termination = termination or self._environment.termination or never
         self._evaluator = Evaluator(env_id, len(self._seeds), episodes)
 
     def evaluate(self, weights: Weights, epoch: int) -> Scores:
@@ -62,7 +61,9 @@ class PolicyEvaluation:
         return_S = self.episode_return(weights, epoch)
         scores = {
             "episode_return": return_S,
-            "normalized_score": torch.from_numpy(normalized_score(self._env_id, return_S.numpy())),
+            "normalized_score": torch.from_numpy(
+                self._environment.normalized_score(return_S.numpy())
+            ),
         }
         if self._ensemble is not None:
             scores["model_return"] = self.model_return(weights, epoch)
@@ -76,7 +77,7 @@ class PolicyEvaluation:
             epoch: of the training: it selects the initial states, for every variant the same.
         """
         self._actor.load_state_dict(weights)
-        with _one_thread():
+        with one_thread():
             return torch.from_numpy(self._evaluator.returns(self._policy, epoch).mean(axis=1))
 
     def model_return(self, weights: Weights, epoch: int, length: int | None = None) -> Tensor:
@@ -91,13 +92,13 @@ class PolicyEvaluation:
         assert self._ensemble is not None
         self._actor.load_state_dict(weights)
         seeds = [stream_seed(seed, epoch) for seed in self._seeds]
-        with _one_thread():
+        with one_thread():
             return model_return(
                 self._ensemble,
                 self._policy,
                 self._start_obs,
                 seed_generators(MODEL_RETURN_STREAM, seeds),
-                length=length or self._time_limit,
+                length=length or self._environment.max_episode_steps,
                 termination_fn=self._termination,
             )
 
@@ -107,13 +108,3 @@ class PolicyEvaluation:
     def close(self) -> None:
         """Close the environments."""
         self._evaluator.close()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -262,7 +262,8 @@ def _frame(axes: Axes, low: np.ndarray, high: np.ndarray, margin: float) -> None
 
 
 def _write_penalties(figure: Figure, prediction: Prediction, left: float, top: float) -> None:
-    for k, (name, penalty) in enumerate(PENALTIES.items()):
+    # An ensemble's picture is made once, whatever plugins there are.
+    for k, (name, penalty) in enumerate((name, PENALTIES[name]) for name in PENALTIES.built_in):
         value = penalty(prediction).item()
         style: dict[str, Any] = {"fontsize": 10, "color": penalty.colour or INK, "va": "center"}
         figure.text(left, top - 0.0212 * k, name, **style)
