@@ -72,7 +72,7 @@ def run(sweep: Sweep, deployment: Deployment, console: Console) -> Outcome:
 def _train(plan: Plan, deployment: Deployment, console: Console) -> list[str]:
     """Data, ensembles, jobs; returns what failed, a line each."""
     if plan.sweep.loaded_plugins:
-        from algorithms.plugin_checks import check_on_made_up_input
+        from algorithms.dynamics.checks import check_on_made_up_input
 
         for job in plan.jobs:
             check_on_made_up_input(job.cell.settings, job.cell.dataset.env_id)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from algorithms.dynamics.checks import check_penalty
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.penalties import PENALTIES, Prediction
-from algorithms.plugin_checks import check_penalty
 from algorithms.stack.randomness import stream_seed
 from algorithms.stack.threads import one_thread
 from algorithms.stack.transitions import Transition

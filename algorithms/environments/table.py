@@ -131,7 +131,7 @@ def make_env(env_id: str) -> gymnasium.Env[Any, Any]:
             raise UserError(f"environment {env_id}: Gymnasium cannot make it: {reason}") from error
     _check_spaces(env_id, row, env)
     if row.rescaled_actions:
-        env = gymnasium.wrappers.RescaleAction(env, *UNIT_BOUNDS)
+        env = gymnasium.wrappers.RescaleAction(env, *map(np.float32, UNIT_BOUNDS))
     return env
 
 
@@ -146,8 +146,8 @@ def _check_spaces(env_id: str, row: Environment, env: gymnasium.Env[Any, Any]) -
                 f"a space of shape {space.shape}: correct the row"
             )
     for name, bound in (("low", row.action_low), ("high", row.action_high)):
-        found = getattr(env.action_space, name, None)
-        if found is None or not np.allclose(found, bound):
+        found = np.asarray(getattr(env.action_space, name, np.nan))
+        if not np.allclose(found, bound):
             raise UserError(
                 f"environment {env_id} has action_{name} {bound:g} in its row, but Gymnasium's "
                 f"actions have the bound {np.unique(found).tolist()}: correct the row"

@@ -114,8 +114,6 @@ class OfflineConfig(AlgorithmConfig):
         if resume is not NotProvided:
             self.job["resume"] = resume
         if compile is not NotProvided:
-            if compile != "auto" and not isinstance(compile, bool):
-                raise UserError(f"compile must be 'auto', True or False, got {compile!r}")
             self.compile = compile
         if parallel_evaluation is not NotProvided:
             self.parallel_evaluation = parallel_evaluation
@@ -225,6 +223,8 @@ class OfflineConfig(AlgorithmConfig):
             raise UserError("num_learners must be 0: the trial's own process is the learner")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds {list(self.seeds)}: at least one, each once")
+        if self.compile != "auto" and not isinstance(self.compile, bool):
+            raise UserError(f"compile must be 'auto', True or False, got {self.compile!r}")
         if not isinstance(self.parallel_evaluation, bool):
             raise UserError(
                 f"parallel_evaluation must be True or False, got {self.parallel_evaluation!r}"
