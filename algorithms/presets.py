@@ -35,7 +35,7 @@ class Preset(NamedTuple):
 
 PRESETS: dict[str, Preset] = {
     "offlinerlkit_v2": Preset(
-        source="OfflineRL-Kit, run_example/run_mopo.py and run_combo.py, for D4RL v2",
+        source="OfflineRL-Kit, run_example/, for D4RL v2",
         everywhere={
             "actor_lr": 1e-4,
             "critic_lr": 3e-4,

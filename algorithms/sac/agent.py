@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -154,7 +154,14 @@ class Context:
 
 
 class SAC:
-    """Soft actor-critic: what every agent is where it does not say otherwise."""
+    """Soft actor-critic: what every agent is where it does not say otherwise.
+
+    Attributes:
+        steps_per_draw: gradient steps whose random numbers are drawn at once. More are fewer
+            calls, and more memory: COMBO's 1000 steps would take 90 MB per seed.
+    """
+
+    steps_per_draw: ClassVar[int] = 100
 
     def __init__(self, context: Context) -> None:
         self.networks, self.settings, self.call = context.networks, context.settings, context.call

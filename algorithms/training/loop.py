@@ -29,7 +29,6 @@ from algorithms.stack.transitions import RingBuffer, Transition, unpack
 
 TRAINING_STREAM, NETWORK_STREAM = 0x0FF1, 0x0FF2
 SCORE_WINDOW = 10
-STEPS_PER_DRAW = 100  # random numbers of COMBO's 1000 steps at once would take 90 MB per seed
 DIVERGED_Q = 10.0  # times the largest |Q| that the rewards allow
 DESCRIBED_ROWS = 2_000  # of a rollout's last step, whose Q is reported
 
@@ -209,8 +208,9 @@ class OfflineTraining:
         """What every step of the epoch draws: real rows, the model's rows, the step's noise."""
         settings = self.settings
         num_model = settings.batch_size - num_real
-        for begin in range(0, settings.gradient_steps_per_epoch, STEPS_PER_DRAW):
-            steps = min(STEPS_PER_DRAW, settings.gradient_steps_per_epoch - begin)
+        steps_per_draw = self.agent.steps_per_draw
+        for begin in range(0, settings.gradient_steps_per_epoch, steps_per_draw):
+            steps = min(steps_per_draw, settings.gradient_steps_per_epoch - begin)
             real_SNB = randint(self.generators, self.data_NW.shape[0], steps, num_real)
             model_SNB = randint_below(self.generators, self.buffer.size_S, steps, num_model)
             noise = self.agent.draw_noise(self.generators, steps)
