@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 from evaluations import evaluation_arguments
 from harness import Series, Setup, now
 from hopper import ROLLOUT_ROWS
-from ours import ALGORITHMS, change, expert, offline_training, runs
+from ours import change, expert, offline_training, runs
 
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.stack.compilation import Call
@@ -23,6 +23,7 @@ from algorithms.training.evaluation import PolicyEvaluation
 
 TIME_LIMIT = ENVIRONMENTS["Hopper-v4"].max_episode_steps
 
+ALGORITHMS = ("MOPO", "COMBO")
 WHOLE = {
     "rollouts": 5,
     "gradient steps": 1000,

@@ -10,7 +10,7 @@ import torch
 from hopper import ACTION, OBS, QUIET_LOG_VAR, transitions
 from torch import Tensor
 
-from algorithms import ALGORITHMS
+import algorithms
 from algorithms.data.bundled.recipe import policies_folder, policy_set
 from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.environments.table import hopper
@@ -23,6 +23,7 @@ from algorithms.stack.randomness import seed_generators
 from algorithms.training.loop import NETWORK_STREAM, OfflineTraining
 
 ENVIRONMENT = "Hopper-v4"
+ALGORITHMS = ("MOPO", "COMBO")  # not the baselines, which are the same code
 
 
 def runs(device: str) -> dict[str, Call]:
@@ -40,7 +41,7 @@ def offline_training(
     algorithm: str, num_seeds: int, call: Call, device: str, **settings: Any
 ) -> OfflineTraining:
     """Nets 2 x 256, batch 256, COMBO with 30 samples at the states of the whole batch."""
-    row = ALGORITHMS[algorithm.lower()]
+    row = algorithms.ALGORITHMS[algorithm.lower()]
     chosen = row.settings(**{"hidden": (256, 256), **settings})
     seeds = range(num_seeds)
     networks = SACNetworks(OBS, ACTION, chosen, seed_generators(NETWORK_STREAM, seeds))
