@@ -13,6 +13,17 @@ KNOWN = {
     ("offlinerlkit_v2", "combo", "hopper-medium-replay"): {"beta": 0.25, "rollout_length": 5},
     ("offlinerlkit_v2", "combo", "walker2d-medium"): {"beta": 2.5, "rollout_length": 1},
     ("offlinerlkit_v2", "combo", "halfcheetah-medium"): {"beta": 0.25, "actor_lr": 1e-4},
+    ("offlinerlkit_v2", "mobile", "hopper-medium"): {"penalty_coef": 1.5, "alpha": 0.2},
+    ("offlinerlkit_v2", "mobile", "hopper-medium-replay"): {"penalty_coef": 0.1, "alpha": "auto"},
+    ("offlinerlkit_v2", "mobile", "walker2d-medium-replay"): {
+        "penalty_coef": 0.5,
+        "rollout_length": 1,
+        "actor_lr_schedule": "cosine",
+    },
+    ("offlinerlkit_v2", "mobile", "halfcheetah-medium-expert"): {
+        "penalty_coef": 2.0,
+        "rollout_length": 5,
+    },
     ("mopo_v0", "mopo", "walker2d-medium-expert"): {"penalty_coef": 2.0, "rollout_length": 1},
     ("mopo_v0", "mopo", "halfcheetah-medium-expert"): {"penalty_coef": 5.0, "rollout_length": 5},
     ("mopo_v0", "mopo", "hopper-medium"): {"actor_lr": 3e-4, "actor_lr_schedule": "constant"},
@@ -64,6 +75,7 @@ def test_sac_needs_no_task_because_nothing_of_it_is_tuned_by_task():
     [
         (("mopo_v0", "combo", "hopper-medium"), ["no values for combo", "offlinerlkit_v2"]),
         (("mopo_v0", "cql", "hopper-medium"), ["no values for cql", "offlinerlkit_v2"]),
+        (("mopo_v0", "mobile", "hopper-medium"), ["no values for mobile", "offlinerlkit_v2"]),
         (("mopo_v0", "mopo", None), ["give task, one of", "walker2d-medium-replay"]),
         (("mopo_v0", "mopo", "ant-medium"), ["unknown task 'ant-medium'", "hopper-medium"]),
     ],

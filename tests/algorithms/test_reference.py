@@ -4,18 +4,23 @@ import numpy as np
 import pytest
 import reference
 import torch
-from reference import Batch, Descent, Learner
+from reference import Batch, Descent, learner_of
 from small_tasks import (
     COMBO_VARIANTS,
-    REWARD_SCALE,
+    MOBILE_VARIANTS,
     descend_plainly,
     random_batch,
     small_agent,
+    small_ensemble,
     small_settings,
     step_noise,
 )
 
-CASES = {"mopo": ("mopo", {})} | {k: ("combo", v) for k, v in COMBO_VARIANTS.items()}
+CASES = {
+    "mopo": ("mopo", {}),
+    **{f"mobile_{k}": ("mobile", v) for k, v in MOBILE_VARIANTS.items()},
+    **{k: ("combo", v) for k, v in COMBO_VARIANTS.items()},
+}
 LRS = {"actor_lr": 0.01, "critic_lr": 0.02, "alpha_lr": 0.03}
 
 
@@ -25,13 +30,14 @@ def make_agent(request, float64):
     algorithm, variant = CASES[request.param]
 
     def make(**changes):
-        return small_agent(algorithm, small_settings(algorithm, **variant, **LRS, **changes))
+        settings = small_settings(algorithm, **variant, **LRS, **changes)
+        return small_agent(algorithm, settings, ensemble=small_ensemble(settings))
 
     return make
 
 
 def learners(agent, **options):
-    return [Learner(agent.networks, s, agent.settings, REWARD_SCALE, **options) for s in (0, 1)]
+    return [learner_of(agent, s, **options) for s in (0, 1)]
 
 
 def inputs(agent, seed=0):
@@ -78,7 +84,7 @@ def test_the_references_gradients_are_those_of_its_losses(make_agent):
     agent = make_agent(hidden=(4, 3), batch_size=8)
     _, each = inputs(agent)
     for learner, (batch, noise) in zip(learners(agent), each, strict=True):
-        target = learner.td_target(batch, noise[0])
+        target = learner.td_target(batch, noise)
         samples = learner.samples(batch, noise[2]) if learner.combo else None
         for critic in learner.critics:
             expected = by_differences(

@@ -6,6 +6,7 @@ from algorithms import ALGORITHMS
 from algorithms.combo.settings import COMBOSettings
 from algorithms.dynamics.penalties import PENALTIES
 from algorithms.errors import UserError
+from algorithms.mobile.settings import MOBILESettings
 from algorithms.mopo.agent import penalty_coefficients
 from algorithms.mopo.settings import MOPOSettings
 from algorithms.settings import OfflineSettings, validated
@@ -35,6 +36,17 @@ from algorithms.settings import OfflineSettings, validated
             COMBOSettings,
             {"dynamics_weight_decay": [0.0]},
             "dynamics_weight_decay has 1 values for 5 layers: give 5, output layer last",
+        ),
+        (MOBILESettings, {"alpha": "learned"}, "alpha: must be a number above 0, or auto, got 'le"),
+        (MOBILESettings, {"alpha": 0.0}, "alpha: .*"),
+        (MOBILESettings, {"alpha_max": 0.0}, "alpha_max: must be greater than 0, got 0.0"),
+        (MOBILESettings, {"num_next_samples": 0}, "num_next_samples: must be greater than or"),
+        (MOBILESettings, {"penalty_coef": -1.0}, "penalty_coef: must be greater than or equal to"),
+        (MOBILESettings, {"penalty": "none"}, "unknown setting 'penalty': one of .*penalty_coef.*"),
+        (
+            MOBILESettings,
+            {"num_elites": 1},
+            "num_elites 1 leaves no members to disagree, .*: at least 2, or penalty_coef 0$",
         ),
         (COMBOSettings, {"beta": "auto"}, "beta: .*"),
         (COMBOSettings, {"beta": -1.0}, "beta: .*"),
@@ -94,6 +106,9 @@ def test_a_mistake_is_told_in_one_sentence(kind, values, sentence):
         (COMBOSettings, {"beta": 2, "maximize_dataset_q": False}),
         (COMBOSettings, {"beta": "learned", "prior": "previous_policy", "rho_states": "model"}),
         (MOPOSettings, {"real_ratio": 1, "penalty": "combined", "penalty_coef_mode": "matched"}),
+        (MOBILESettings, {"num_elites": 1, "penalty_coef": 0}),
+        (MOBILESettings, {"num_elites": 1, "real_ratio": 1}),
+        (MOBILESettings, {"alpha": 2}),
     ],
 )
 def test_what_is_possible_is_not_refused(kind, values):
@@ -127,12 +142,18 @@ def test_defaults_are_the_papers():
     assert (combo.prior, combo.importance, combo.rho_states) == ("uniform", "own_density", "mix")
     assert (combo.num_action_samples, combo.backup) == (10, "deterministic")
     assert (combo.temperature, combo.maximize_dataset_q) == (1.0, True)
+    mobile = MOBILESettings()
+    assert (mobile.hidden, mobile.real_ratio, mobile.num_critics) == ((256, 256), 0.05, 2)
+    assert (mobile.num_next_samples, mobile.num_elites) == (10, 5)
+    assert (mobile.backup, mobile.clamp_target) == ("deterministic", True)
+    assert (mobile.alpha, mobile.alpha_max, mobile.dynamics_max_epochs) == ("auto", 1.0, 30)
 
 
 # --- settings that change nothing are no part of a result's identity
 
 
 MODEL_ONLY = {"rollout_length", "rollout_batch_size", "rollout_retain_epochs", "num_ensemble"}
+ALPHA = {"alpha_lr", "alpha_max", "target_entropy"}
 BETA = {name for name in COMBOSettings.model_fields if name.startswith("beta_")}
 
 
@@ -147,6 +168,14 @@ BETA = {name for name in COMBOSettings.model_fields if name.startswith("beta_")}
         (COMBOSettings(beta="learned"), set(), BETA | {"importance"}),
         (COMBOSettings(prior="previous_policy"), {"importance"}, {"prior"}),
         (COMBOSettings(real_ratio=1.0), MODEL_ONLY | BETA, {"prior", "importance"}),
+        (MOBILESettings(), set(), {"penalty_coef", "num_next_samples"} | ALPHA | MODEL_ONLY),
+        (MOBILESettings(alpha=0.2), ALPHA, {"alpha", "penalty_coef", "num_next_samples"}),
+        (MOBILESettings(penalty_coef=0.0), {"num_next_samples"}, {"penalty_coef"} | MODEL_ONLY),
+        (
+            MOBILESettings(real_ratio=1.0),
+            {"penalty_coef", "num_next_samples"} | MODEL_ONLY,
+            {"backup", "clamp_target"} | ALPHA,
+        ),
     ],
 )
 def test_settings_without_effect(settings, unused, used):

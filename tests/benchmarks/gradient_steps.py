@@ -17,13 +17,17 @@ from ours import (
     offline_training,
     runs_by_dtype,
 )
-from plain import PlainCOMBO, PlainSAC
+from plain import PlainCOMBO, PlainMOBILE, PlainSAC
 
 from algorithms.stack.compilation import Call
 from algorithms.training.loop import OfflineTraining
 
 SEEDS = (1, 5)
-PLAIN = {"MOPO": ("plain SAC", PlainSAC), "COMBO": ("plain COMBO", PlainCOMBO)}
+PLAIN = {
+    "MOPO": ("plain SAC", PlainSAC),
+    "COMBO": ("plain COMBO", PlainCOMBO),
+    "MOBILE": ("plain MOBILE", PlainMOBILE),
+}
 
 
 def measure(setup: Setup) -> list[Series]:

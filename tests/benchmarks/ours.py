@@ -23,7 +23,7 @@ from algorithms.stack.randomness import seed_generators
 from algorithms.training.loop import NETWORK_STREAM, OfflineTraining
 
 ENVIRONMENT = "Hopper-v4"
-ALGORITHMS = ("MOPO", "COMBO")  # not the baselines, which are the same code
+ALGORITHMS = ("MOPO", "COMBO", "MOBILE")  # not the baselines, which are the same code
 
 
 def runs(device: str) -> dict[str, Call]:
@@ -40,7 +40,10 @@ def runs_by_dtype(device: str) -> dict[str, dict[str, Call]]:
 def offline_training(
     algorithm: str, num_seeds: int, call: Call, device: str, **settings: Any
 ) -> OfflineTraining:
-    """Nets 2 x 256, batch 256, COMBO with 30 samples at the states of the whole batch."""
+    """Nets 2 x 256, batch 256, COMBO with 30 samples at the states of the whole batch.
+
+    MOBILE with 50 at those of the model's 244 rows.
+    """
     row = algorithms.ALGORITHMS[algorithm.lower()]
     chosen = row.settings(**{"hidden": (256, 256), **settings})
     seeds = range(num_seeds)

@@ -19,7 +19,8 @@ from algorithms.environments.table import hopper
 from algorithms.stack.transitions import Transition
 
 BATCH, GAMMA, TAU = 256, 0.99, 0.005
-SAMPLES, BETA = 10, 2.5  # COMBO: samples of each of three proposals
+SAMPLES, BETA = 10, 2.5  # COMBO: samples of each of three proposals; MOBILE: of each elite
+REAL_ROWS, PENALTY_COEF = 12, 1.5  # MOBILE
 MEMBERS, ELITES, OUTPUTS = 7, 5, OBS + 1
 WEIGHT_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
 
@@ -150,6 +151,44 @@ class PlainEnsemble(nn.Module):
         return likelihood + decay + 0.01 * (self.max_log_var.sum() - self.min_log_var.sum())
 
 
+class PlainMOBILE(PlainSAC):
+    """The same with MOBILE's targets: 256 x 5 x 10 sampled next states at once."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        self.ensemble = quiet_ensemble(device)
+        inputs = torch.cat([self.data.obs, self.data.action], dim=-1)
+        self.input_mean, self.input_std = inputs.mean(0), inputs.std(0)
+
+    def critic_loss(self, batch: Transition) -> Tensor:
+        with torch.no_grad():
+            next_action, _ = self.act(batch.next_obs)
+            value = q(self.targets, batch.next_obs, next_action).amin(0)
+            penalty = PENALTY_COEF * self.inconsistency(batch.obs, batch.action)
+            penalty[:REAL_ROWS] = 0.0
+            target = batch.reward - penalty + GAMMA * (1 - batch.terminal) * value
+            target = target.clamp(min=0.0)
+        return (q(self.critics, batch.obs, batch.action) - target).square().mean(-1).sum()
+
+    def inconsistency(self, obs: Tensor, action: Tensor) -> Tensor:
+        inputs = (torch.cat([obs, action], dim=-1) - self.input_mean) / self.input_std
+        mean, log_var = self.ensemble(inputs.repeat(MEMBERS, 1, 1))
+        mean, std = obs + mean[:ELITES, :, :OBS], (0.5 * log_var[:ELITES, :, :OBS]).exp()
+        next_obs = mean + std * torch.randn(SAMPLES, *mean.shape, device=obs.device)
+        next_action, _ = self.act(next_obs)
+        return q(self.targets, next_obs, next_action).amin(0).mean(0).std(0)
+
+
+def quiet_ensemble(device: str) -> PlainEnsemble:
+    """Seven members that predict no change."""
+    ensemble = PlainEnsemble().to(device)
+    with torch.no_grad():
+        ensemble.weights[-1].zero_()
+        ensemble.min_log_var.fill_(QUIET_LOG_VAR[0])
+        ensemble.max_log_var.fill_(QUIET_LOG_VAR[1])
+    return ensemble
+
+
 def ensemble_batches(device: str) -> Callable[[int], None]:
     """Trains the ensemble on a number of batches, 256 rows for each member."""
     data = transitions(DATA_ROWS).to(device)
@@ -173,11 +212,7 @@ def ensemble_batches(device: str) -> Callable[[int], None]:
 
 def rollout_steps(device: str) -> Callable[[int], None]:
     """A number of steps of rollouts with the penalty `max_std`, 50,000 rows at once."""
-    agent, ensemble = PlainSAC(device), PlainEnsemble().to(device)
-    with torch.no_grad():
-        ensemble.weights[-1].zero_()
-        ensemble.min_log_var.fill_(QUIET_LOG_VAR[0])
-        ensemble.max_log_var.fill_(QUIET_LOG_VAR[1])
+    agent, ensemble = PlainSAC(device), quiet_ensemble(device)
     inputs = torch.cat([agent.data.obs, agent.data.action], dim=-1)
     input_mean, input_std = inputs.mean(0), inputs.std(0)
 

@@ -1,4 +1,4 @@
-"""The losses, gradients and steps of MOPO and COMBO once more: NumPy, float64, one seed.
+"""The losses, gradients and steps of MOPO, MOBILE and COMBO once more: NumPy, float64, one seed.
 
 Written from the papers' formulae and independent of the code under test: a network is
 a list of layers (W [in, out], b [out]), gradients are derived by hand, densities are
@@ -167,11 +167,12 @@ class Learner:
 
     # --- critics
 
-    def td_target(self, batch: Batch, noise: Array) -> Array:
+    def td_target(self, batch: Batch, noise: Sequence[Array]) -> Array:
+        """Of every row, with a step's noise."""
         mean, std = self.gaussian(self.actor, batch.next_obs)
-        u = mean + std * noise
+        u = mean + std * noise[0]
         value = np.min([self.q(t, batch.next_obs, np.tanh(u)) for t in self.targets], axis=0)
-        if not self.combo or self.s.backup == "soft":
+        if getattr(self.s, "backup", "soft") == "soft":
             value = value - np.exp(self.log_alpha) * self.log_density(u, mean, std)
         return batch.reward + self.s.gamma * (1 - batch.terminal) * value
 
@@ -283,9 +284,9 @@ class Learner:
 
     def step(self, batch: Batch, noise: Sequence[Array]) -> dict[str, float]:
         """One gradient step of everything; its statistics by the names of the code under test."""
-        next_action_noise, action_noise, *sample_noise = noise
-        target = self.td_target(batch, next_action_noise)
-        samples = self.samples(batch, sample_noise[0]) if self.combo else None
+        action_noise = noise[1]
+        target = self.td_target(batch, noise)
+        samples = self.samples(batch, noise[2]) if self.combo else None
         loss = sum(self.critic_loss(c, batch, target, samples) for c in self.critics)
         seen = {"critic_loss": loss, "alpha": float(np.exp(self.log_alpha[0]))}
         q = np.array([self.q(c, batch.obs, batch.action) for c in self.critics])
@@ -329,6 +330,88 @@ class Learner:
             self.optimize_beta.step([self.log_beta], [-np.exp(self.log_beta) * excess])
         bounds = np.log([self.s.beta_min, self.s.beta_max])
         self.log_beta[...] = np.clip(self.log_beta, *bounds)
+
+
+class MOBILELearner(Learner):
+    """One seed of MOBILE: targets less by the elites' inconsistency, and alpha within bounds.
+
+    Args:
+        ensemble: a `DynamicsEnsemble`, or None where no row of a batch is the model's.
+        of: what a `Learner` is made of.
+        options: what a `Learner` is made of.
+    """
+
+    def __init__(self, ensemble: Any, *of: Any, **options: Any) -> None:
+        super().__init__(*of, **options)
+        self.ensemble, self.position = ensemble, of[1]
+        if self.s.alpha != "auto":
+            self.log_alpha[...] = np.log(self.s.alpha)
+
+    def elite_outcomes(self, obs: Array, action: Array) -> list[tuple[Array, Array]]:
+        """Every elite's mean and std of the next observation."""
+        e, s, outcomes = self.ensemble, self.position, []
+        x = np.concatenate([obs, action], axis=1)
+        x = (x - e.input_mean_SI[s].double().numpy()) / e.input_std_SI[s].double().numpy()
+        low, high = (b.detach()[s].double().numpy() for b in (e.min_log_var_SD, e.max_log_var_SD))
+        for member in e.elites_SK[s].tolist():
+            *hidden, (w, b) = layers_of(e.network, s, member)
+            y = x
+            for v, c in hidden:
+                y = y @ v + c
+                y = y * special.expit(y)
+            mean, lv = np.split(y @ w + b, 2, axis=1)
+            lv = high - softplus(high - lv)
+            lv = low + softplus(lv - low)
+            outcomes.append((obs + mean[:, :-1], np.sqrt(np.exp(lv[:, :-1]))))
+        return outcomes
+
+    def inconsistency(self, batch: Batch, noise: Array) -> Array:
+        """The spread over elites of what each expects s' to be worth; noise is [R, M, K, O + A]."""
+        obs, action = batch.obs[self.s.real_rows :], batch.action[self.s.real_rows :]
+        expected = []
+        for m, (mean, std) in enumerate(self.elite_outcomes(obs, action)):
+            values = []
+            for k in range(noise.shape[2]):
+                next_obs = mean + std * noise[:, m, k, : obs.shape[1]]
+                policy_mean, policy_std = self.gaussian(self.actor, next_obs)
+                next_action = np.tanh(policy_mean + policy_std * noise[:, m, k, obs.shape[1] :])
+                values.append(np.min([self.q(t, next_obs, next_action) for t in self.targets], 0))
+            expected.append(sum(values) / len(values))
+        center = sum(expected) / len(expected)
+        return np.sqrt(sum((x - center) ** 2 for x in expected) / (len(expected) - 1))
+
+    def td_target(self, batch: Batch, noise: Sequence[Array]) -> Array:
+        return self.penalised_target(batch, noise)[0]
+
+    def penalised_target(self, batch: Batch, noise: Sequence[Array]) -> tuple[Array, Array, Array]:
+        """The target of every row, what it is without the penalty, and the model rows' u."""
+        before = super().td_target(batch, noise)
+        inconsistency = self.inconsistency(batch, noise[2])
+        after = before.copy()
+        after[self.s.real_rows :] -= self.s.penalty_coef * inconsistency
+        if self.s.clamp_target:
+            before, after = np.maximum(before, 0.0), np.maximum(after, 0.0)
+        return after, before, inconsistency
+
+    def step(self, batch: Batch, noise: Sequence[Array]) -> dict[str, float]:
+        after, before, inconsistency = self.penalised_target(batch, noise)
+        seen = super().step(batch, noise)
+        if self.s.alpha == "auto":
+            self.log_alpha[...] = np.minimum(self.log_alpha, np.log(self.s.alpha_max))
+        else:
+            self.log_alpha[...] = np.log(self.s.alpha)
+        return seen | {
+            "inconsistency": float(inconsistency.mean()),
+            "target_penalty": float((before - after)[self.s.real_rows :].mean()),
+        }
+
+
+def learner_of(agent: Any, position: int, **options: Any) -> Learner:
+    """One seed of an agent."""
+    of = (agent.networks, position, agent.settings, agent.reward_scale)
+    if hasattr(agent.settings, "clamp_target"):
+        return MOBILELearner(agent.ensemble, *of, **options)
+    return Learner(*of, **options)
 
 
 # --- the dynamics ensemble

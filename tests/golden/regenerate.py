@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_tasks import COMBO_VARIANTS, offline_training
+from small_tasks import COMBO_VARIANTS, MOBILE_VARIANTS, offline_training
 
 from algorithms.stack.transitions import Transition
 
@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mopo_matched": ("mopo", {"penalty": "combined", "penalty_coef_mode": "matched"}),
     **{f"combo_{name}": ("combo", changes) for name, changes in COMBO_VARIANTS.items()},
     "cql": ("cql", {}),
+    **{f"mobile_{name}": ("mobile", changes) for name, changes in MOBILE_VARIANTS.items()},
 }
 PENALTY_MEAN = [{"max_std": 1.5, "combined": 1.0}, {"max_std": 0.5, "combined": 1.0}]
 

@@ -42,6 +42,14 @@ COMBO_SIZES = SIZES | {
     "beta_threshold": 0.25,
 }
 
+# MOBILE's variants, by the settings that make them.
+MOBILE_VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "soft_backup": {"backup": "soft"},
+    "no_clamp": {"clamp_target": False},
+    "fixed_alpha": {"alpha": 0.2},
+}
+
 # COMBO's variants of the report, and ours, by the settings that make them.
 COMBO_VARIANTS: dict[str, dict[str, Any]] = {
     "fixed": {},
@@ -89,6 +97,12 @@ def small_agent(
     return ALGORITHMS[algorithm].agent_class()(Context(networks, settings, reward_scale, **context))
 
 
+def small_ensemble(settings: OfflineSettings, seeds: Sequence[int] = (3, 8)) -> DynamicsEnsemble:
+    """Untrained."""
+    part = settings.part(EnsembleSettings)
+    return DynamicsEnsemble(OBS_DIM, ACTION_DIM, part, seed_generators(0xE5, seeds))
+
+
 def random_batch(num_seeds: int = 2, rows: int = 32, seed: int = 0) -> Transition:
     """`[S, B]` transitions in no relation to each other; about one in six is terminal."""
     g = torch.Generator().manual_seed(seed)
@@ -129,11 +143,7 @@ def offline_training(
     """An `OfflineTraining` of the given seeds on an untrained ensemble of the same seeds."""
     settings = small_settings(algorithm, **changes)
     data = linear_data(200) if data is None else data
-    ensemble = None
-    if settings.uses_model:
-        generators = seed_generators(0xE5, seeds)
-        part = settings.part(EnsembleSettings)
-        ensemble = DynamicsEnsemble(OBS_DIM, ACTION_DIM, part, generators)
+    ensemble = small_ensemble(settings, seeds) if settings.uses_model else None
     agent = small_agent(
         algorithm,
         settings,

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from reference import Batch, Learner
+from reference import Batch, learner_of
 from regenerate import (
     CASES,
     EPOCHS,
@@ -37,10 +37,7 @@ def test_30_steps_report_the_golden_values(case):
 @pytest.mark.parametrize("case", CASES)
 def test_the_first_step_reports_what_the_independent_float64_reference_does(case):
     training = golden_training(case)
-    agent = training.agent
-    learners = [
-        Learner(agent.networks, s, agent.settings, agent.reward_scale) for s in range(len(SEEDS))
-    ]
+    learners = [learner_of(training.agent, s) for s in range(len(SEEDS))]
     _, (batch, noise) = golden_steps(case)
     for s, learner in enumerate(learners):
         seen = learner.step(Batch.of_seed(batch, s), [x[s].double().numpy() for x in noise])

@@ -1,4 +1,4 @@
-"""MOPO and COMBO from mixed data to the known optimum of a linear-quadratic-Gaussian problem.
+"""MOPO, MOBILE and COMBO from mixed data to the optimum of a linear-quadratic-Gaussian problem.
 
 A damped point mass is to be held at the origin: s' = A s + B a + noise, r = -(s Q s + R a^2).
 Riccati's equation gives the optimal policy a = -K s and its return; start states are so
@@ -14,6 +14,8 @@ from algorithms.combo.agent import COMBO
 from algorithms.combo.settings import COMBOSettings
 from algorithms.dynamics.training import EnsembleTraining
 from algorithms.environments.table import never
+from algorithms.mobile.agent import MOBILE
+from algorithms.mobile.settings import MOBILESettings
 from algorithms.mopo.agent import MOPO
 from algorithms.mopo.settings import MOPOSettings
 from algorithms.sac.agent import Context, RewardScale
@@ -94,6 +96,11 @@ SMALL = {
 }
 ALGORITHMS = {
     "mopo": (MOPO, MOPOSettings(**SMALL, penalty_coef=0.2)),
+    # Returns are negative here, so targets may be.
+    "mobile": (
+        MOBILE,
+        MOBILESettings(**SMALL, penalty_coef=0.5, num_next_samples=4, clamp_target=False),
+    ),
     "combo": (COMBO, COMBOSettings(**SMALL, beta=0.03, num_action_samples=4)),
 }
 
@@ -127,7 +134,12 @@ def test_the_optimum_is_what_its_policy_gets_and_data_is_far_below():
 @pytest.mark.timeout(900)  # 40 seconds alone on a core, but cores are shared
 @pytest.mark.parametrize(
     ("algorithm", "matmul_dtype"),
-    [("mopo", "float32"), ("combo", "float32"), ("mopo", "bfloat16")],
+    [
+        ("mopo", "float32"),
+        ("mobile", "float32"),
+        ("combo", "float32"),
+        ("mopo", "bfloat16"),
+    ],
 )
 def test_from_mixed_data_to_within_10_percent_of_the_optimum(
     data, ensemble, algorithm, matmul_dtype

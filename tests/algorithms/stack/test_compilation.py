@@ -64,6 +64,8 @@ VARIANTS = {
     "combo": ("combo", LEARNED),
     "previous_policy": ("combo", {"prior": "previous_policy", "backup": "soft"}),
     "cql": ("cql", {"importance": "balanced"}),
+    "mobile": ("mobile", {}),
+    "mobile_soft_backup": ("mobile", {"backup": "soft", "alpha": 0.2, "clamp_target": False}),
 }
 
 

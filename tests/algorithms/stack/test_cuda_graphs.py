@@ -90,6 +90,7 @@ AGENTS = {
     "previous_policy": ("combo", {"prior": "previous_policy"}),
     "learned": ("combo", {"beta": "learned", "beta_warmup_steps": 16, "beta_lr": 0.01}),
     "cosine": ("sac", {"actor_lr_schedule": "cosine"}),
+    "mobile": ("mobile", {}),
 }
 
 

@@ -13,6 +13,7 @@ AGENTS = {
     "combo": ("combo", {"beta": "learned"}),
     "previous_policy": ("combo", {"prior": "previous_policy"}),
     "cql": ("cql", {}),
+    "mobile": ("mobile", {"clamp_target": False}),  # the clamp makes 0 of a reward of -1e30
 }
 
 

@@ -38,6 +38,8 @@ VARIANTS = {
     "combo": ("combo", LEARNED),
     "previous_policy": ("combo", LEARNED | {"prior": "previous_policy", "rho_states": "model"}),
     "cql": ("cql", {"importance": "balanced"}),
+    "mobile": ("mobile", {}),
+    "mobile_fixed_alpha": ("mobile", {"alpha": 0.2, "backup": "soft"}),
 }
 
 

@@ -112,7 +112,7 @@ def test_a_matched_coefficient_is_used_seed_by_seed(offline_training):
         torch.testing.assert_close(matched.buffer.rows_SNW[s], rows, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ["mopo", "combo"])
+@pytest.mark.parametrize("algorithm", ["mopo", "mobile", "combo"])
 def test_the_actors_lr_falls_by_a_cosine_over_the_run(offline_training, algorithm):
     def lrs_of(training, epochs):
         lrs = []
@@ -225,7 +225,7 @@ def weights(training):
     return torch.cat([p.detach().flatten() for p in training.networks.parameters()])
 
 
-@pytest.mark.parametrize("algorithm", ["mopo", "combo"])
+@pytest.mark.parametrize("algorithm", ["mopo", "mobile", "combo"])
 def test_bfloat16_products_train_what_float32_products_train(offline_training, algorithm):
     """Within an epoch the weights change by much more than the two trainings differ."""
     rates = dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr"), 3e-3)

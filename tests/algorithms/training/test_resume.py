@@ -62,6 +62,9 @@ def test_policy_training_continues_bit_for_bit(offline_training, before, wrapped
         ("combo", {"beta": "learned", "actor_lr_schedule": "cosine", "epochs": 5}),
         ("cql", {"gradient_steps_per_epoch": 10}),
         ("sac", {"gradient_steps_per_epoch": 10}),
+        # A draw of noise ends in the middle of an epoch; alpha is at its bound.
+        ("mobile", {"alpha_max": 0.9}),
+        ("mobile", {"alpha": 0.2, "actor_lr_schedule": "cosine", "epochs": 5}),
     ],
 )
 def test_every_agent_continues_bit_for_bit(offline_training, algorithm, changes, before):

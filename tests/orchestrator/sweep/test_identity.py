@@ -118,6 +118,8 @@ def test_mbpo_and_mopo_without_penalty_are_one_result(comparison, expand):
             {"prior": "previous_policy"},
         ),
         ("cql", {"rollout_length": 1, "num_ensemble": 9}, {}),
+        ("mobile", {"alpha": 0.2, "alpha_max": 0.5}, {"alpha": 0.2}),
+        ("mobile", {"penalty_coef": 0.0, "num_next_samples": 3}, {"penalty_coef": 0.0}),
     ],
 )
 def test_settings_without_effect_are_no_part_of_a_result(

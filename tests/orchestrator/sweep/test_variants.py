@@ -141,7 +141,10 @@ def test_grid_and_fixed_belong_to_the_variants_too(comparison, expand):
 
 
 VARIANT_MISTAKES = {
-    "no algorithm at all": ({}, ["algorithm: this key is required", "combo, cql, mbpo, mopo, sac"]),
+    "no algorithm at all": (
+        {},
+        ["algorithm: this key is required", "combo, cql, mbpo, mobile, mopo, sac"],
+    ),
     "a variant without algorithm": (
         {"variants": {"a": {"algorithm": "mopo"}, "b": {}}},
         ["variants.b.algorithm: this key is required, here or at the top level", "mopo"],
