@@ -114,7 +114,7 @@ class OfflineConfig(AlgorithmConfig):
         if resume is not NotProvided:
             self.job["resume"] = resume
         if compile is not NotProvided:
-            self.compile = compile
+            self.compile = _auto_or_bool(compile)
         if parallel_evaluation is not NotProvided:
             self.parallel_evaluation = parallel_evaluation
         return self
@@ -223,8 +223,6 @@ class OfflineConfig(AlgorithmConfig):
             raise UserError("num_learners must be 0: the trial's own process is the learner")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds {list(self.seeds)}: at least one, each once")
-        if self.compile != "auto" and not isinstance(self.compile, bool):
-            raise UserError(f"compile must be 'auto', True or False, got {self.compile!r}")
         if not isinstance(self.parallel_evaluation, bool):
             raise UserError(
                 f"parallel_evaluation must be True or False, got {self.parallel_evaluation!r}"
@@ -253,3 +251,9 @@ class OfflineConfig(AlgorithmConfig):
 
     def get_default_learner_class(self) -> type[OfflineLearner]:
         return OfflineLearner
+
+
+def _auto_or_bool(value: bool | str) -> bool | str:  # noqa: FBT001 - or a word
+    if value != "auto" and not isinstance(value, bool):
+        raise UserError(f"compile must be 'auto', True or False, got {value!r}")
+    return value
