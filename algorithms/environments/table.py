@@ -131,7 +131,7 @@ def make_env(env_id: str) -> gymnasium.Env[Any, Any]:
             raise UserError(f"environment {env_id}: Gymnasium cannot make it: {reason}") from error
     _check_spaces(env_id, row, env)
     if row.rescaled_actions:
-        env = gymnasium.wrappers.RescaleAction(env, *map(np.float32, UNIT_BOUNDS))
+        env = gymnasium.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
     return env
 
 
@@ -146,9 +146,9 @@ def _check_spaces(env_id: str, row: Environment, env: gymnasium.Env[Any, Any]) -
                 f"a space of shape {space.shape}: correct the row"
             )
     for name, bound in (("low", row.action_low), ("high", row.action_high)):
-        found = np.asarray(getattr(env.action_space, name, np.nan))
+        found = np.unique(getattr(env.action_space, name, np.nan))
         if not np.allclose(found, bound):
             raise UserError(
                 f"environment {env_id} has action_{name} {bound:g} in its row, but Gymnasium's "
-                f"actions have the bound {np.unique(found).tolist()}: correct the row"
+                f"actions have {', '.join(f'{value:g}' for value in found)}: correct the row"
             )
