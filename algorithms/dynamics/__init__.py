@@ -1,0 +1,1 @@
+"""Dynamics ensembles: training them once, rollouts in them, penalties for their uncertainty."""
