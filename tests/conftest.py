@@ -29,12 +29,12 @@ def no_plugins():
     executed, modules = set(loading._LOADED), set(sys.modules)
     rows = [dict(table._rows) for table in Registry.everyone]
     yield
-    loading.load_plugins([])
     loading._LOADED.clear()
     loading._LOADED.update(executed)
     for table, before in zip(Registry.everyone, rows, strict=False):
         table._rows.clear()
         table._rows.update(before)
+    loading._activate([])
     for name in set(sys.modules) - modules:
         if name.startswith("orchestrator_plugin_"):
             del sys.modules[name]
