@@ -43,7 +43,7 @@ from algorithms.stack.transitions import Transition
 class MOBILE(SAC):
     """Soft actor-critic on model rollouts, with targets less by the models' inconsistency."""
 
-    # Numbers for a hundred steps of Hopper would take 70 MB per seed; for ten, as many as COMBO's.
+    # For a hundred steps Hopper would take 70 MB per seed; for ten, less than COMBO for a hundred.
     steps_per_draw = 10
 
     settings: MOBILESettings
@@ -57,7 +57,7 @@ class MOBILE(SAC):
             penalty_coef=settings.penalty_coef,
             minimum=0.0 if settings.clamp_target else -math.inf,
         )
-        # An alpha that is a number is one that cannot leave it.
+        # A fixed alpha is one between equal bounds.
         if settings.alpha == "auto":
             self.log_alpha_bounds = (-math.inf, math.log(settings.alpha_max))
         else:
