@@ -33,13 +33,13 @@ def free_ports(count):
     return ports
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def environment():
     """That of a shell in which this project's virtual environment is active."""
     return os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head(environment, descendants, end, wait_until):
     """The address of the dashboard of a cluster on this machine."""
     port, dashboard, client, agent, metrics = free_ports(5)
@@ -75,23 +75,52 @@ def head(environment, descendants, end, wait_until):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_submitted_sweep_leaves_its_results_in_the_storage(
-    head, environment, new_storage, sweep_file
-):
+@pytest.fixture
+def submit(head, environment):
+    """A function: working directory, command -> the finished `ray job submit`."""
+
+    def submit(folder, *command):
+        return subprocess.run(
+            [
+                *(BIN / "ray", "job", "submit", "--address", head, "--working-dir", folder, "--"),
+                *command,
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+
+    return submit
+
+
+def test_a_submitted_sweep_leaves_its_results_in_the_storage(submit, new_storage, sweep_file):
     storage = new_storage()
     file = sweep_file("submitted", seeds=1, grid={"penalty": ["max_std"]})
-    submitted = subprocess.run(
-        [
-            *(BIN / "ray", "job", "submit", "--address", head, "--working-dir", REPOSITORY, "--"),
-            *("orchestrator", "run", file, "--storage", storage),
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
+    submitted = submit(REPOSITORY, "orchestrator", "run", file, "--storage", storage)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "penalty=max_std" in submitted.stdout
     (trial,) = cells_of(load_sweep(file))
     assert ResultStore(Storage(storage)).get(trial.result_key(0)).epochs == 2
+
+
+def test_a_plugin_travels_with_its_sweep_in_the_working_directory(
+    submit, new_storage, sweep_file, tmp_path, no_plugins
+):
+    storage = new_storage()
+    file = sweep_file("idea", seeds=1, grid={"penalty": ["mine"]}, plugins=["ideas/mine.py"])
+    (tmp_path / "ideas").mkdir()
+    (tmp_path / "ideas" / "mine.py").write_text(
+        "from algorithms.plugins import penalty\n\n"
+        '@penalty("mine", label="Mine")\n'
+        "def mine(p):\n"
+        "    return p.std.norm(dim=-1).amax(dim=-2)\n"
+    )
+    shutil.copy(file, tmp_path / "sweep.yaml")
+    submitted = submit(tmp_path, "orchestrator", "run", "sweep.yaml", "--storage", storage)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert "penalty=mine" in submitted.stdout
+    (cell,) = cells_of(load_sweep(tmp_path / "sweep.yaml"))
+    assert {origin.plugin for origin in cell.origins} == {"ideas/mine.py"}
+    assert ResultStore(Storage(storage)).get(cell.result_key(0)).epochs == 2

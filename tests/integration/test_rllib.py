@@ -13,7 +13,7 @@ from ray import tune
 from safetensors.torch import load, save
 
 from algorithms.errors import UserError
-from algorithms.rllib import MOPO, MOPOConfig
+from algorithms.rllib import MOPO, MOPOConfig, algorithm_class, config_class
 from algorithms.rllib.algorithm import Epoch
 from algorithms.training.checkpoint import CHECKPOINT_FORMAT
 
@@ -341,3 +341,104 @@ def test_neither_the_orchestrator_nor_a_running_ray_is_needed(settings, data_fil
     command.append(f"file:{data_file}")
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+IDEAS = """
+from algorithms.mopo.agent import MOPO
+from algorithms.mopo.settings import MOPOSettings
+from algorithms.plugins import algorithm, environment, penalty
+
+@penalty("mine", label="Mine")
+def mine(p):
+    return 2.0 * p.std.norm(dim=-1).amax(dim=-2)
+
+@penalty("late")
+def late(p):
+    value = p.std.norm(dim=-1).amax(dim=-2)
+    return value if value.shape[-1] < 100 else value * float("nan")
+
+@algorithm("cautious", settings=MOPOSettings)
+class Cautious(MOPO):
+    pass
+
+import gymnasium
+gymnasium.register("Jump-v0", "gymnasium.envs.mujoco.hopper_v4:HopperEnv")
+environment("Jump-v0", obs_dim=11, action_dim=3, random_return=-20.0, expert_return=3000.0,
+            max_episode_steps=50)
+"""
+
+
+@pytest.fixture
+def ideas(no_plugins, tmp_path, monkeypatch):
+    """A file of one's own in the working directory."""
+    (tmp_path / "my_ideas.py").write_text(IDEAS)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def configured(dataset, settings, new_storage):
+    """A config with the plugin, and settings that differ."""
+
+    def configured(config, dataset=dataset, **changes):
+        return config.offline(
+            plugins=["my_ideas.py"], dataset=dataset, storage=new_storage()
+        ).training(**settings | changes)
+
+    return configured
+
+
+def test_a_penalty_of_ones_own_trains_without_the_orchestrator(ideas, configured, local_ray):
+    config = configured(MOPOConfig(), penalty="mine", penalty_coef_mode="matched")
+    algo = config.build_algo()
+    # Matched, twice max_std has half of its coefficient.
+    assert algo.training.agent.penalty_coef_S.tolist() == pytest.approx([1.25])
+    assert algo.train()["mean"]["penalty"] > 0
+    algo.stop()
+
+
+def test_an_algorithm_of_ones_own_has_a_config(ideas, configured):
+    config = configured(config_class("cautious")())
+    assert config.row.agent_class().__name__ == "Cautious"
+    assert config.algo_class is algorithm_class("cautious")
+
+
+@pytest.mark.slow
+def test_what_was_learned_of_ends_is_the_same_after_an_exact_resume(
+    ideas, configured, local_ray, data_file, tmp_path
+):
+    env = MOPOConfig().environment("Jump-v0")
+    algo = configured(env, f"file:{data_file}", epochs=4).build_algo()
+    algo.train()
+    checkpoint = algo.save_to_path(tmp_path / "checkpoint")
+    result = algo.train()
+    restored = MOPO.from_checkpoint(checkpoint)
+    obs = torch.randn(200, 11, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(restored.learner.termination.logit(obs), algo.learner.termination.logit(obs))
+    assert restored.train()["seed"] == result["seed"]
+    assert_same_training(restored, algo)
+    algo.stop()
+    restored.stop()
+
+
+def test_a_penalty_that_fails_on_predictions_alone_is_told_before_the_first_epoch(
+    ideas, configured, local_ray
+):
+    """Made-up input has few rows, which this one minds."""
+    sentence = r"my_ideas\.py, line 10: penalty 'late' is NaN or infinite in 1000 of 1000 rows"
+    with pytest.raises(UserError, match=sentence):
+        configured(MOPOConfig(), penalty="late").build_algo()
+
+
+@pytest.mark.parametrize(
+    ("plugins", "words"),
+    [
+        (["gone.py"], "gone.py cannot be read: No such file"),
+        ("my_ideas.py", "plugins must be a list of files or modules, got 'my_ideas.py'"),
+        (["no_such_module"], "no such module is installed"),
+    ],
+)
+def test_a_plugin_that_is_not_there_is_told_at_once(ideas, plugins, words):
+    with pytest.raises(UserError, match=words):
+        MOPOConfig().offline(plugins=plugins)
+    with pytest.raises(UserError, match="unknown penalty 'mine'"):
+        MOPOConfig().training(penalty="mine")
