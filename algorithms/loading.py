@@ -46,7 +46,8 @@ class Plugin(BaseModel):
         if self.source is None:
             return self.name
         stem = re.sub(r"\W", "_", Path(self.path).stem)
-        return f"orchestrator_plugin_{stem}_{self.sha256[:8]}"
+        known_by = hashlib.sha256(f"{self.name}|{self.sha256}".encode()).hexdigest()
+        return f"orchestrator_plugin_{stem}_{known_by[:8]}"
 
 
 def find_plugins(names: Iterable[str], folder: Path) -> tuple[Plugin, ...]:
@@ -60,7 +61,8 @@ def find_plugins(names: Iterable[str], folder: Path) -> tuple[Plugin, ...]:
         UserError: a file or module is not there.
     """
     offered = sorted({entry.value.partition(":")[0] for entry in entry_points(group=ENTRY_POINTS)})
-    return tuple(_find(name, folder) for name in dict.fromkeys([*names, *offered]))
+    found = [_find(name, folder) for name in dict.fromkeys([*names, *offered])]
+    return tuple({Path(p.path).absolute().resolve(): p for p in reversed(found)}.values())[::-1]
 
 
 def _find(name: str, folder: Path) -> Plugin:
@@ -93,9 +95,11 @@ def _find_module(name: str) -> Plugin:
         spec = None
     if spec is None or not spec.origin or not spec.has_location:
         raise UserError(f"plugin {name}: no such module is installed; a file is named with its .py")
-    root = Path(spec.origin)
+    # Of a package all files count: the module may import its neighbours.
+    top = find_spec(name.partition(".")[0])
+    root = Path(str(top.origin if top and top.has_location else spec.origin))
     files = sorted(root.parent.rglob("*.py")) if root.name == "__init__.py" else [root]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(name.encode())
     for path in files:
         digest.update(path.relative_to(root.parent).as_posix().encode() + path.read_bytes())
     return Plugin(name=name, path=spec.origin, sha256=digest.hexdigest(), source=None)
@@ -162,7 +166,8 @@ def _import(plugin: Plugin) -> None:
     """Import an installed module, again if it was imported before: then it added no rows."""
     if _find_module(plugin.name).sha256 != plugin.sha256:
         raise UserError("another version is installed here than where the sweep was read")
-    for name in [n for n in sys.modules if f"{n}.".startswith(f"{plugin.name}.")]:
+    top = plugin.name.partition(".")[0]
+    for name in [n for n in sys.modules if f"{n}.".startswith(f"{top}.")]:
         del sys.modules[name]
     import_module(plugin.name)
 

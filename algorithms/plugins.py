@@ -45,7 +45,7 @@ def penalty(
 
     Args:
         name: as a sweep says it.
-        label: in tables and figures; by default the name.
+        label: for reports; by default the name.
         colour: in figures, as matplotlib takes it.
         own_member_only: the function looks at `mean` and `std` of the row's own member alone.
             E is then 1, and the other members are not evaluated.

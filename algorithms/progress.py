@@ -11,6 +11,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -49,8 +50,10 @@ class StageProgress:
 
     def update(self, bar: Bar, completed: int, note: str) -> None:
         task = TaskID(bar)
+        before = self._task(task).completed
         self._progress.update(task, completed=completed, note=note)
-        if time.monotonic() - self._printed.get(task, 0.0) > LINE_EVERY_S:
+        due = time.monotonic() - self._printed.get(task, 0.0) > LINE_EVERY_S
+        if due and completed != before:
             self._line(task, note)
 
     def finish(self, bar: Bar, completed: int, note: str) -> None:
@@ -59,8 +62,11 @@ class StageProgress:
         self._progress.update(task, completed=completed, total=completed, note=note)
         self._line(task, note)
 
+    def _task(self, task_id: TaskID) -> Task:
+        return next(task for task in self._progress.tasks if task.id == task_id)
+
     def _line(self, task_id: TaskID, note: str) -> None:
-        task = next(t for t in self._progress.tasks if t.id == task_id)
+        task = self._task(task_id)
         self._print(task_id, task.description, int(task.completed), int(task.total or 0), note)
 
     def _print(self, task: TaskID, name: str, completed: int, total: int, note: str) -> None:

@@ -166,6 +166,17 @@ def validated(kind: type[Part], values: Mapping[str, Any]) -> Part:
         raise UserError(": ".join([*map(str, detail["loc"][:1]), reason(detail)])) from None
 
 
+def auto_or_bool(value: object, key: str = "") -> bool | str:
+    """`value`, if it is auto, true or false; `key` is what the user calls it, for the message.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if isinstance(value, bool) or value == "auto":
+        return value
+    raise UserError(f"{key}must be auto, true or false, got {reprlib.repr(value)}")
+
+
 _EXPECTED_TYPE = {
     "int_type": "a whole number",
     "float_type": "a number",

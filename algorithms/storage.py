@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
 from algorithms.errors import UserError, expected
+
+DEFAULT_STORAGE = "~/orchestrator"
 
 
 class HeldError(Exception):
@@ -51,6 +54,7 @@ class Storage:
 
     def __init__(self, url: str | Path) -> None:
         scheme, separator, rest = str(url).partition("://")
+        scheme = scheme.lower()
         if not separator:
             scheme, rest = "", str(url)
         if scheme not in BACKENDS:
@@ -125,6 +129,22 @@ class Storage:
         return self._backend.path(name)
 
 
+def is_file(path: Path) -> bool:
+    """Whether it is a file; False as well where its folder may not be entered."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def is_dir(path: Path) -> bool:
+    """Whether it is a folder; False as well where its own folder may not be entered."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 class LocalFolder:
     """A folder of a file system; on a cluster, one that all nodes share."""
 
@@ -141,8 +161,10 @@ class LocalFolder:
     def get(self, name: str) -> bytes | None:
         try:
             return self.path(name).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise UserError(f"{self.path(name)} cannot be read: {error.strerror}") from None
 
     def put(self, name: str, content: bytes) -> None:
         with self._aside(name, content) as aside:
@@ -219,4 +241,12 @@ class LocalFolder:
         return self._root / name
 
 
-BACKENDS: dict[str, Callable[[str], Backend]] = {"": LocalFolder, "file": LocalFolder}
+def _file_url(rest: str) -> LocalFolder:
+    host, slash, path = rest.partition("/")
+    if not slash or host not in ("", "localhost"):
+        raise UserError(f"storage file://{rest}: give file:// and an absolute path: file:///data")
+    return LocalFolder(unquote(slash + path))
+
+
+# By scheme: a URL without it, and its backend. A path is a folder's.
+BACKENDS: dict[str, Callable[[str], Backend]] = {"": LocalFolder, "file": _file_url}

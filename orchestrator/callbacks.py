@@ -142,31 +142,33 @@ class ResultCallback(tune.Callback):
             if diverged or (score is not None and not math.isfinite(score)):
                 score = None
             finished = {} if score is None or not result["done"] else {result["epoch"]: score}
-            written = self._store.put(
-                SeedResult(
-                    key=key,
-                    cell=record.cell.name,
-                    other_names=record.other_names,
-                    action_bounds=record.action_bounds,
-                    seed=seed,
-                    epochs=result["epoch"],
-                    run_score=score,
-                    finished_scores=finished,
-                    behaviour_score=result["behaviour_score"],
-                    minutes=result["minutes"],
-                    checkpoint=checkpoint.path,
-                    position=position,
-                    ensemble_key=record.ensemble_of_seed[position],
-                    code=code_hash(),
-                    mlflow_run_id=self._tracker.run_id(record.cell.key),
-                    status=_status(diverged=diverged, done=result["done"]),
-                )
+            seed_result = SeedResult(
+                key=key,
+                cell=record.cell.name,
+                other_names=record.other_names,
+                action_bounds=record.action_bounds,
+                seed=seed,
+                epochs=result["epoch"],
+                run_score=score,
+                finished_scores=finished,
+                behaviour_score=result["behaviour_score"],
+                minutes=result["minutes"],
+                checkpoint=checkpoint.path,
+                position=position,
+                ensemble_key=record.ensemble_of_seed[position],
+                code=code_hash(),
+                mlflow_run_id=self._tracker.run_id(record.cell.key),
+                status=_status(diverged=diverged, done=result["done"]),
             )
-            if written and self._rows[key]:
+            if self._store.accepts(seed_result):
+                # Before the result: what a curve has beyond it is replaced when it is continued.
                 self._keep_curve(key)
+                self._store.put(seed_result)
 
     def _keep_curve(self, key: str) -> None:
         """The epochs before this run, as far as it continues them, and those since."""
+        if not self._rows[key]:
+            return
         curve = pd.DataFrame(self._rows[key]).drop_duplicates("epoch", keep="last")
         before = self._store.get_curve(key)
         if len(before):

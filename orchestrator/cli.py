@@ -266,6 +266,7 @@ def example(
     names = [file.name.removesuffix(".yaml") for file in folder.iterdir() if "yaml" in file.name]
     if name not in names:
         raise UserError(expected("example", name, names))
+    print("# The schema, with which editors complete this file: orchestrator schema > FILE")
     print((folder / f"{name}.yaml").read_text(encoding="utf-8"), end="")
 
 

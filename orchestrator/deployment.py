@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from algorithms.errors import UserError
-from algorithms.storage import Storage
-
-DEFAULT_STORAGE = "~/orchestrator"
+from algorithms.storage import DEFAULT_STORAGE, Storage
 
 
 @dataclass(frozen=True)

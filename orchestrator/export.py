@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from algorithms.errors import UserError, expected
-from algorithms.storage import Storage
+from algorithms.storage import Storage, is_dir, is_file
 from orchestrator.results import ResultStore, SeedResult
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ def export_policy(
     """
     result = find_result(cell, seed, storage)
     path = Path() if out is None else out
-    if path.is_dir():
+    if is_dir(path):
         path = path / f"{cell}-seed{seed}.pt2"
     folder = path.absolute().parent
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise UserError(f"no such folder: {folder}")
-    if not os.access(path if path.exists() else folder, os.W_OK):
+    if not os.access(path if is_file(path) else folder, os.W_OK):
         raise UserError(f"{path} cannot be written: choose another --out")
     # torch takes seconds to import: a mistake is told before.
     from algorithms.sac.policy import export_policy

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from algorithms.data.file import absolute_path
 from algorithms.data.spec import FILE_PREFIX, DatasetSpec
+from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
 from algorithms.identity import content_key
-from algorithms.storage import Storage
+from algorithms.storage import Storage, is_dir
 from orchestrator.sweep.cell import Resolve, resolve_entry
 from orchestrator.sweep.model import DatasetEntry
 
@@ -83,7 +85,7 @@ class SeedResult(BaseModel):
     @property
     def existing_checkpoint(self) -> str | None:
         """The checkpoint if it still exists; without it the seed starts anew."""
-        return self.checkpoint if self.checkpoint and Path(self.checkpoint).is_dir() else None
+        return self.checkpoint if self.checkpoint and is_dir(Path(self.checkpoint)) else None
 
 
 class ResultStore:
@@ -109,23 +111,29 @@ class ResultStore:
                 "delete it to train the seed again"
             ) from None
 
-    def put(self, result: SeedResult) -> bool:
-        """Write or replace a result; whether it was written.
+    def accepts(self, result: SeedResult) -> bool:
+        """Whether `put` would write a result.
 
-        A result that stands at more epochs stays, while it can be of use: a training that
-        starts anew, or lags behind another, does not undo what is there.
+        One that stands at more epochs stays, while it can be of use: a training that starts
+        anew, or lags behind another, does not undo what is there.
         """
         old = self.get(result.key)
+        if old is None:
+            return True
+        useful = old.status == "finished" or old.existing_checkpoint
+        return old.epochs <= result.epochs or not useful
+
+    def put(self, result: SeedResult) -> None:
+        """Write or replace a result, if it is accepted."""
+        if not self.accepts(result):
+            return
+        old = self.get(result.key)
         if old is not None:
-            useful = old.status == "finished" or old.existing_checkpoint
-            if old.epochs > result.epochs and useful:
-                return False
             scores = old.finished_scores | result.finished_scores
             names = [name for name in (*result.names, *old.names) if name != result.cell]
             others = tuple(dict.fromkeys(names))
             result = result.model_copy(update={"finished_scores": scores, "other_names": others})
         self._write(result)
-        return True
 
     def add_name(self, key: str, cell: str) -> None:
         """Remember that a result is that of `cell` as well."""
@@ -187,10 +195,13 @@ def remembered(storage: Storage) -> Resolve:
 
     def resolve(entry: DatasetEntry) -> DatasetSpec:
         content = storage.get(_dataset(entry)) if entry.id.startswith(FILE_PREFIX) else None
-        return resolve_entry(entry) if content is None else DatasetSpec.model_validate_json(content)
+        spec = None if content is None else DatasetSpec.model_validate_json(content)
+        # Its environment may have been a plugin's that the sweep no longer names.
+        return spec if spec and spec.env_id in ENVIRONMENTS else resolve_entry(entry)
 
     return resolve
 
 
 def _dataset(entry: DatasetEntry) -> str:
-    return f"datasets/{content_key(entry.model_dump(mode='json'))}.json"
+    path = str(absolute_path(entry.id))  # the same words name another file in another folder
+    return f"datasets/{content_key(entry.model_dump(mode='json') | {'id': path})}.json"

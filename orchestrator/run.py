@@ -45,7 +45,8 @@ def run(sweep: Sweep, deployment: Deployment, console: Console) -> Outcome:
     resolved: dict[DatasetEntry, DatasetSpec] = {}
 
     def resolve(entry: DatasetEntry) -> DatasetSpec:
-        return resolved.setdefault(entry, resolve_entry(entry))
+        resolved[entry] = resolve_entry(entry)
+        return resolved[entry]
 
     found = cells_of(sweep, resolve)
     store = ResultStore(deployment.storage)
@@ -55,7 +56,7 @@ def run(sweep: Sweep, deployment: Deployment, console: Console) -> Outcome:
     if not plan.jobs:
         console.print(plan.summary())
         with suppress(OSError):  # a table can be had of a storage that cannot be written
-            _name_shared_results(plan, store)
+            _name_shared_results(plan, store, deployment.storage)
             remember_datasets(resolved, deployment.storage)
         return Outcome(summary(found, store), [])
     deployment.prepare()
@@ -64,7 +65,7 @@ def run(sweep: Sweep, deployment: Deployment, console: Console) -> Outcome:
             plan = make_plan(sweep, found, deployment.storage)
         console.print(plan.summary())
         remember_datasets(resolved, deployment.storage)
-        _name_shared_results(plan, store)
+        _name_shared_results(plan, store, deployment.storage)
         failed = _train(plan, deployment, console)
     return Outcome(summary(found, store), failed)
 
@@ -119,11 +120,17 @@ def sweep_record(sweep: Sweep) -> SweepRecord:
     )
 
 
-def _name_shared_results(plan: Plan, store: ResultStore) -> None:
+def _name_shared_results(plan: Plan, store: ResultStore, storage: Storage) -> None:
     """A result may be that of several cells, of this sweep and others: it is known by each."""
     for entry in plan.cells:
-        for seed in entry.cell.seeds:
-            store.add_name(entry.cell.result_key(seed), entry.cell.name)
+        cell = entry.cell
+        found = [store.get(cell.result_key(seed)) for seed in cell.seeds]
+        if all(result is None or cell.name in result.names for result in found):
+            continue
+        # Whoever trains the cell, this run or another, enters its own name with the results.
+        with suppress(HeldError), storage.lease(cell.cell_key, wait=False):
+            for seed in cell.seeds:
+                store.add_name(cell.result_key(seed), cell.name)
 
 
 @contextmanager

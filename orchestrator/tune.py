@@ -107,7 +107,8 @@ def _reason(error: Exception) -> str:
     """The last line of what went wrong inside: it comes back wrapped by each actor on the way."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
-    return str(error).strip().splitlines()[-1]
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 @contextmanager
@@ -117,6 +118,9 @@ def connected(deployment: Deployment) -> Iterator[None]:
     Raises:
         UserError: no cluster answers.
     """
+    if ray.is_initialized():  # by a notebook, whose Ray it stays
+        yield
+        return
     _connect(deployment)
     try:
         yield

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from algorithms.combo.conservatism import IMPORTANCE, PRIORS
 from algorithms.errors import expected
 from algorithms.presets import by_task
+from algorithms.registry import Origin
 from algorithms.settings import Count, Fraction, OfflineSettings, Positive, Widths
 
 
@@ -48,6 +49,11 @@ class COMBOSettings(OfflineSettings):
         if self.prior == "previous_policy":
             unused.add("importance")
         return super().without_effect | unused
+
+    @property
+    def origins(self) -> frozenset[Origin]:
+        rows = (PRIORS.origin(self.prior), IMPORTANCE.origin(self.importance))
+        return super().origins | frozenset(filter(None, rows))
 
     @field_validator("prior")
     @classmethod

@@ -15,7 +15,7 @@ from algorithms.data.hdf5 import OfflineDataset
 from algorithms.data.source import of_catalog, refuse_size
 from algorithms.data.spec import DatasetSpec
 from algorithms.errors import UserError
-from algorithms.storage import Storage
+from algorithms.storage import Storage, is_file
 
 # Plain HTTP: what comes from there is trusted for its hash alone.
 ORIGIN = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
@@ -55,7 +55,7 @@ def find(spec: DatasetSpec, storage: Storage) -> Path:
     entry = CATALOG[spec.id]
     assert isinstance(entry, D4RL)
     name = file_name(spec)
-    paths = [path for folder in folders(storage) if (path := folder / name).is_file()]
+    paths = [path for folder in folders(storage) if is_file(path := folder / name)]
     for path in paths:
         if path.stat().st_size == entry.bytes:
             return path

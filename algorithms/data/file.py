@@ -13,17 +13,12 @@ from algorithms.data.source import refuse_size
 from algorithms.data.spec import FILE_PREFIX, DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError, expected
-from algorithms.storage import Storage
+from algorithms.storage import Storage, is_file
 
 
 def resolve(dataset_id: str, *, env: str | None, size: int | None, task: str | None) -> DatasetSpec:
     refuse_size(dataset_id, size)
-    given = dataset_id.removeprefix(FILE_PREFIX)
-    try:
-        path = Path(given)
-        path = (path.expanduser() if given.startswith("~") else path).absolute()
-    except RuntimeError as error:  # ~somebody without a home
-        raise UserError(f"{dataset_id}: {error} Give a path without ~.") from None
+    path = absolute_path(dataset_id)
     env_id = hdf5.read_env_id(path) if env is None else env
     if env_id is None:
         raise UserError(
@@ -47,10 +42,24 @@ def resolve(dataset_id: str, *, env: str | None, size: int | None, task: str | N
     )
 
 
+def absolute_path(dataset_id: str) -> Path:
+    """The file of an id.
+
+    Raises:
+        UserError: it begins with the home of somebody who has none.
+    """
+    given = dataset_id.removeprefix(FILE_PREFIX)
+    path = Path(given)
+    try:
+        return (path.expanduser() if given.startswith("~") else path).absolute()
+    except RuntimeError as error:
+        raise UserError(f"{dataset_id}: {error} Give a path without ~.") from None
+
+
 def missing(spec: DatasetSpec, storage: Storage) -> str | None:
     del storage
     path = path_of(spec)
-    return None if path.is_file() else f"no file {path}: it was there when it was planned"
+    return None if is_file(path) else f"no file {path}: it was there when it was planned"
 
 
 def at_hand(spec: DatasetSpec, storage: Storage) -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 
 from algorithms.environments.table import ENVIRONMENTS, normalized_score
 from algorithms.errors import UserError
+from algorithms.storage import is_file
 
 
 class OfflineDataset(NamedTuple):
@@ -163,7 +164,7 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"no file {path}: give file: and the path of an HDF5 file")
     try:
         with h5py.File(path, "r") as file:

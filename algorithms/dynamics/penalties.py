@@ -34,7 +34,7 @@ class Penalty(NamedTuple):
     """One row of the table; called, it is its formula."""
 
     formula: Formula
-    label: str  # in tables and figures
+    label: str  # for reports
     colour: str | None  # in figures; None: that of text
     # Whether it sees the member that produced a row alone: the others need not be evaluated.
     own_member_only: bool
@@ -53,7 +53,7 @@ def penalty(
 
     Args:
         name: as a sweep says it.
-        label: in tables and figures.
+        label: for reports.
         colour: in figures, as matplotlib takes it.
         own_member_only: the function looks at `mean` and `std` of the row's own member alone.
             E is then 1, and the other members are not evaluated.

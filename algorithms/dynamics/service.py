@@ -24,13 +24,11 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 from algorithms.data.source import load
-from algorithms.dynamics.ensemble import DynamicsEnsemble
 from algorithms.dynamics.spec import EnsembleSpec, is_published
 from algorithms.dynamics.store import (
     PublishedEnsemble,
     publish_ensemble,
     read_ensemble,
-    stack_ensembles,
 )
 from algorithms.dynamics.training import EnsembleTraining
 from algorithms.errors import UserError
@@ -58,8 +56,12 @@ class EnsembleTrainer:
         on_gpu = bool(ray.get_gpu_ids())
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         torch.set_num_threads(max(1, int(cpus)))
-        for epoch in train_ensemble(spec, storage, device="cuda" if on_gpu else "cpu"):
-            service.report.remote(spec.key, epoch)
+        # Of several clusters that share a storage one trains it, and the others wait.
+        with storage.lease(f"ensemble-{spec.key}"):
+            if is_published(storage, spec.key):
+                return
+            for epoch in train_ensemble(spec, storage, device="cuda" if on_gpu else "cpu"):
+                service.report.remote(spec.key, epoch)
 
 
 def train_ensemble(
@@ -257,8 +259,3 @@ def obtain_ensembles(
     for error in failed.values():
         raise error
     return [obtained[spec.key] for spec in specs]
-
-
-def obtain_ensemble(specs: Sequence[EnsembleSpec], storage: Storage) -> DynamicsEnsemble:
-    """The ensembles of a stack of seeds as one, on the CPU."""
-    return stack_ensembles(obtain_ensembles(specs, storage))

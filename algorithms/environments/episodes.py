@@ -15,7 +15,7 @@ from algorithms.environments.table import make_env
 from algorithms.stack.randomness import stream_seed
 
 # First word of every seed drawn here, so that no evaluation starts from a state that
-# generated data (`data/bundled.py` has a stream of its own).
+# generated data (`data/bundled/generate.py` has a stream of its own).
 EVALUATION_STREAM = 0xE7A1
 
 

@@ -31,7 +31,7 @@ CONFIG = "Config"
 def algorithm_class(name: str) -> type[OfflineAlgorithm]:
     """The RLlib Algorithm of a row of `ALGORITHMS`, which may be a plugin's."""
     attributes = {
-        "__module__": __name__,
+        "__module__": _module_of(name),
         "__doc__": f"`ALGORITHMS[{name!r}]` as an RLlib Algorithm.",
         "algorithm": name,
     }
@@ -46,7 +46,7 @@ def config_class(name: str) -> type[OfflineConfig]:
         OfflineConfig.__init__(self, algo_class=algo_class or algorithm_class(name))
 
     attributes = {
-        "__module__": __name__,
+        "__module__": _module_of(name),
         "__doc__": f"The config of `ALGORITHMS[{name!r}]`.",
         "__init__": init,
         "algorithm": name,
@@ -54,13 +54,18 @@ def config_class(name: str) -> type[OfflineConfig]:
     return type(f"{name.upper()}{CONFIG}", (OfflineConfig,), attributes)
 
 
+def _module_of(name: str) -> str:
+    """Where pickles look for a row's classes: a plugin's are nowhere, and travel by value."""
+    return __name__ if name in ALGORITHMS.built_in else f"{__name__}.{name}"
+
+
 def __getattr__(attribute: str) -> Any:
     """`MOPO`, `MOPOConfig` and their sisters; pickles of them look here, too."""
     name = attribute.removesuffix(CONFIG).lower()
-    if name in ALGORITHMS and attribute.removesuffix(CONFIG).isupper():
+    if name in ALGORITHMS.built_in and attribute.removesuffix(CONFIG).isupper():
         return config_class(name) if attribute.endswith(CONFIG) else algorithm_class(name)
     raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *(f"{n.upper()}{end}" for n in ALGORITHMS for end in ("", CONFIG))]
+    return [*__all__, *(f"{n.upper()}{end}" for n in ALGORITHMS.built_in for end in ("", CONFIG))]

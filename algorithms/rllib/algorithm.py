@@ -17,8 +17,8 @@ from ray.rllib.utils.metrics import EVALUATION_RESULTS
 from ray.tune import PlacementGroupFactory
 from ray.tune.result import DONE, SHOULD_CHECKPOINT, TRAINING_ITERATION
 from torch import Tensor
-from torch.nn import Module
 
+from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
 from algorithms.rllib.config import OfflineConfig
 from algorithms.rllib.learner import OfflineLearner
@@ -142,7 +142,7 @@ class OfflineAlgorithm(Algorithm):
 
     def _make_evaluation(self, env_id: str) -> PolicyEvaluation | ParallelEvaluation:
         config, ensemble = self.config, self.training.ensemble
-        termination = self.learner.termination
+        learned = ENVIRONMENTS[env_id].termination is None
         arguments: dict[str, Any] = {
             "actor": deepcopy(self.training.networks.actor).cpu(),
             "env_id": env_id,
@@ -151,7 +151,7 @@ class OfflineAlgorithm(Algorithm):
             "ensemble": None if ensemble is None else deepcopy(ensemble).cpu(),
             "initial_obs": self.learner.initial_obs,
             # A function of the table is found in the table; a learned one goes along.
-            "termination": deepcopy(termination).cpu() if isinstance(termination, Module) else None,
+            "termination": deepcopy(self.learner.termination).cpu() if learned else None,
         }
         if config.parallel_evaluation:
             return ParallelEvaluation(config.plugins, **arguments)

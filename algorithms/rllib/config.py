@@ -24,11 +24,16 @@ from algorithms.loading import Plugin, find_plugins, load_plugins
 from algorithms.rllib.learner import OfflineLearner
 from algorithms.rllib.module import StackedSACModule
 from algorithms.seeds import seed_list
-from algorithms.settings import EnsembleSettings, OfflineSettings, SACSettings, validated
+from algorithms.settings import (
+    EnsembleSettings,
+    OfflineSettings,
+    SACSettings,
+    auto_or_bool,
+    validated,
+)
 from algorithms.stack.compilation import can_compile
-from algorithms.storage import Storage
+from algorithms.storage import DEFAULT_STORAGE, Storage
 
-DEFAULT_STORAGE = "~/orchestrator"
 CHECKPOINT_EVERY_S = 600.0
 # Compiling takes up to a minute, and saves milliseconds in each step.
 STEPS_WORTH_COMPILING = 10_000
@@ -114,7 +119,7 @@ class OfflineConfig(AlgorithmConfig):
         if resume is not NotProvided:
             self.job["resume"] = resume
         if compile is not NotProvided:
-            self.compile = _auto_or_bool(compile)
+            self.compile = auto_or_bool(compile, key="compile ")
         if parallel_evaluation is not NotProvided:
             self.parallel_evaluation = parallel_evaluation
         return self
@@ -251,9 +256,3 @@ class OfflineConfig(AlgorithmConfig):
 
     def get_default_learner_class(self) -> type[OfflineLearner]:
         return OfflineLearner
-
-
-def _auto_or_bool(value: bool | str) -> bool | str:  # noqa: FBT001 - or a word
-    if value != "auto" and not isinstance(value, bool):
-        raise UserError(f"compile must be 'auto', True or False, got {value!r}")
-    return value

@@ -1,4 +1,4 @@
-"""A sweep file (YAML) -> a validated `Sweep` -> its `Trial`s, the cells of a results table.
+"""A sweep file (YAML) -> a validated `Sweep` -> its variants, the cells of a results table.
 
 Imports neither Ray nor torch, so that a mistake is told in an instant. Every
 mistake is one sentence: the path of the key, what is wrong, what is allowed.
@@ -28,6 +28,7 @@ from algorithms.errors import UserError, expected
 from algorithms.loading import Plugin, find_plugins, load_plugins
 from algorithms.presets import PRESETS
 from algorithms.seeds import seed_list
+from algorithms.settings import auto_or_bool
 from orchestrator.sweep.messages import model_sentence, refuse_duplicates, unknown_key
 from orchestrator.sweep.variants import ALGORITHM, Variant, check_names, expand, slug
 from orchestrator.sweep.yaml_file import parse_yaml, read_yaml
@@ -36,12 +37,6 @@ from orchestrator.tracking.names import TRACKERS
 
 def _entry(value: object) -> object:
     return {"id": value} if isinstance(value, str) else value
-
-
-def _auto_or_bool(value: object) -> object:
-    if value == "auto" or isinstance(value, bool):
-        return value
-    raise UserError(f"must be auto, true or false, got {reprlib.repr(value)}")
 
 
 class DatasetEntry(BaseModel):
@@ -85,10 +80,10 @@ class Sweep(BaseModel):
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
     gpus_per_trial: Annotated[float, Field(gt=0, le=1)] = 1  # where trials run on GPUs
     # Whether gradient steps are compiled; auto: in long trainings, where there is a compiler.
-    compile: Annotated[bool | str, BeforeValidator(_auto_or_bool)] = "auto"
+    compile: Annotated[bool | str, BeforeValidator(auto_or_bool)] = "auto"
     # Whether epochs are evaluated on a CPU of their own while training goes on; auto: on GPUs,
     # which are expected to wait for MuJoCo longer than they train.
-    parallel_evaluation: Annotated[bool | str, BeforeValidator(_auto_or_bool)] = "auto"
+    parallel_evaluation: Annotated[bool | str, BeforeValidator(auto_or_bool)] = "auto"
     # What a lost machine costs at most. A checkpoint holds the model buffer: some 100 MB per seed.
     checkpoint_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10
     # Python files beside the sweep, or installed modules: `algorithms.plugins`.

@@ -1,10 +1,13 @@
 """A tracker that needs no server: one CSV file and TensorBoard's events per cell.
 
-tracking/<sweep>/sweep.json                       what the sweep asks
-tracking/<sweep>/<cell>/metrics.csv               a row per epoch and seed
-tracking/<sweep>/<cell>/events.out.tfevents...    the same, for `tensorboard --logdir`
-tracking/<sweep>/scores.csv                       the score of each cell
-tracking/ensembles/<name>_<key>.json              what is known of an ensemble
+    tracking/sweeps/<sweep>/sweep.json                       what the sweep asks
+    tracking/sweeps/<sweep>/<cell>/metrics.csv               a row per epoch, seed and metric
+    tracking/sweeps/<sweep>/<cell>/events.out.tfevents...    the same, for `tensorboard --logdir`
+    tracking/sweeps/<sweep>/scores.csv                       the score of each cell
+    tracking/ensembles/<name>_<key>.json                     what is known of an ensemble
+
+While a cell trains, an epoch that is trained again after a failure has rows twice; when it has
+ended, the last of them alone.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
+
+import pandas as pd
 
 from orchestrator.deployment import Deployment
 from orchestrator.tracking.records import (
@@ -62,8 +67,9 @@ class FilesTracker:
 
     def __init__(self, folder: Path, sweep: SweepRecord) -> None:
         self._folder, self._sweep = folder, sweep
-        self._cells: dict[str, Path] = {}  # folders by the cells' keys
-        self._events: dict[str, Any] = {}  # TensorBoard's writers by the cells' keys
+        self._records: dict[str, CellRecord] = {}  # by the cells' keys, as all the below
+        self._cells: dict[str, Path] = {}  # folders
+        self._events: dict[str, Any] = {}  # TensorBoard's writers
         self.error: OSError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,7 +77,7 @@ class FilesTracker:
 
     @property
     def _root(self) -> Path:
-        return self._folder / self._sweep.name
+        return self._folder / "sweeps" / self._sweep.name
 
     @_unless_it_fails
     def start(self) -> None:
@@ -79,6 +85,14 @@ class FilesTracker:
 
     @_unless_it_fails
     def start_cell(self, cell: CellRecord) -> None:
+        known = self._records.get(cell.key, cell)  # another job may train others of its seeds
+        cell = cell.model_copy(
+            update={
+                "seeds": tuple(sorted({*known.seeds, *cell.seeds})),
+                "diverged": tuple(sorted({*known.diverged, *cell.diverged})),
+            }
+        )
+        self._records[cell.key] = cell
         self._cells[cell.key] = self._root / cell.name
         self._write(self._root / cell.name / "cell.json", cell.model_dump(mode="json"))
 
@@ -101,10 +115,13 @@ class FilesTracker:
         self._write(self._cells[cell_key] / "status.json", {"status": status})
         if events := self._events.pop(cell_key, None):
             events.close()
+        _keep_last(self._cells[cell_key] / "metrics.csv", ["epoch", "seed", "metric"])
 
     @_unless_it_fails
     def log_score(self, cell: str, score: float, epochs: int) -> None:
-        _append(self._root / "scores.csv", ("cell", "epochs", "score"), [(cell, epochs, score)])
+        path = self._root / "scores.csv"
+        _append(path, ("cell", "epochs", "score"), [(cell, epochs, score)])
+        _keep_last(path, ["cell"])
 
     @_unless_it_fails
     def log_table(self, text: str, file: str) -> None:
@@ -128,6 +145,7 @@ class FilesTracker:
             self.end_cell(key, "KILLED")
         if self.error is not None:
             log.warning("not all was recorded in %s: %s", self._root, self.error)
+            self.error = None
 
     def _writer(self, cell_key: str) -> Any:
         from tensorboardX import SummaryWriter  # a third of a second
@@ -149,3 +167,13 @@ def _append(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]])
         if file.tell() == 0:
             writer.writerow(header)
         writer.writerows(rows)
+
+
+def _keep_last(path: Path, keys: list[str]) -> None:
+    """Of the rows of a table that are alike in these columns the last one."""
+    if not path.is_file():
+        return
+    table = pd.read_csv(path)
+    kept = table.drop_duplicates(keys, keep="last")
+    if len(kept) < len(table):
+        kept.to_csv(path, index=False)

@@ -278,8 +278,8 @@ def test_a_checkpoint_of_another_format_is_refused(checkpoint, tmp_path):
         (lambda c: c.offline(seeds=[]).build_algo(), r"seeds \[\]: at least one"),
         (lambda c: c.offline(seeds=[3, 3]).build_algo(), r"seeds \[3, 3\]: .*each once"),
         (lambda c: c.offline(dynamics_seeds="one"), r"one of per_seed, shared"),
-        (lambda c: c.offline(compile="yes"), r"compile must be 'auto', True or False, got 'yes'"),
-        (lambda c: c.offline(compile=1), r"compile must be 'auto', True or False, got 1"),
+        (lambda c: c.offline(compile="yes"), r"compile must be auto, true or false, got 'yes'"),
+        (lambda c: c.offline(compile=1), r"compile must be auto, true or false, got 1"),
         (
             lambda c: c.offline(parallel_evaluation=2).build_algo(),
             r"parallel_evaluation must be True or False, got 2",

@@ -42,8 +42,11 @@ def test_what_cannot_be_written_is_one_sentence(exported, finish, expand, quicks
     assert "\n" not in str(error.value)
 
 
-def test_a_shared_result_is_found_by_every_name(exported, finish, expand, comparison, storage):
+def test_a_shared_result_is_found_by_every_name(
+    exported, finish, expand, comparison, storage, tmp_path, monkeypatch
+):
     """MBPO, and MOPO without a penalty, are one training."""
+    monkeypatch.chdir(tmp_path)
     comparison["variants"] = {"mbpo": {"algorithm": "mbpo"}, "plain": {"penalty": "none"}}
     mbpo, plain = expand(comparison | {"algorithm": "mopo"})
     finish(mbpo, 0)

@@ -24,7 +24,7 @@ def deployment(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    return tmp_path / "tracking" / "sweep"
+    return tmp_path / "tracking" / "sweeps" / "sweep"
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_sweep_is_a_folder_of_tables(tracker, folder):
         {"cell": "penalty-max_std__hopper-medium", "epochs": "2", "score": "20.5"}
     ]
     assert (folder / "table.txt").read_text() == "the table"
-    (ensemble,) = (folder.parent / "ensembles").glob("*_e1.json")
+    (ensemble,) = (folder.parents[1] / "ensembles").glob("*_e1.json")
     assert json.loads(ensemble.read_text())["metrics"]["holdout_mse"] == 0.25
 
 
@@ -81,14 +81,27 @@ def test_tensorboard_reads_the_same(tracker, folder):
     assert found["q_data", 3] == math.inf
 
 
-def test_a_rerun_appends(tracker, deployment, folder):
-    for epoch in (1, 2):
+def test_a_rerun_continues_the_tables_and_an_epoch_trained_again_counts_once(deployment, folder):
+    for epochs, score in (((1, 2), 20.5), ((2, 3), 30.5)):
         again = open_trackers(["files"], SweepRecord(name="sweep"), deployment)
         with again:
             again.start_cell(a_cell())
-            again.log_epoch("c0ffee", an_epoch(epoch))
+            for epoch in epochs:
+                again.log_epoch("c0ffee", an_epoch(epoch))
+            again.end_cell("c0ffee")
+            for _ in range(2):
+                again.log_score("a", score, epochs[-1])
     metrics = rows(folder / "penalty-max_std__hopper-medium" / "metrics.csv")
-    assert [row["epoch"] for row in metrics] == ["1", "1", "2", "2"]
+    assert sorted(row["epoch"] for row in metrics) == ["1", "1", "2", "2", "3", "3"]
+    assert rows(folder / "scores.csv") == [{"cell": "a", "epochs": "3", "score": "30.5"}]
+
+
+def test_jobs_of_one_cell_share_its_record(tracker, folder):
+    with tracker:
+        tracker.start_cell(a_cell(seeds=(0, 1), cell_seeds=(0, 1, 2)))
+        tracker.start_cell(a_cell(seeds=(2,), cell_seeds=(0, 1, 2), diverged=(2,)))
+    cell = json.loads((folder / "penalty-max_std__hopper-medium" / "cell.json").read_text())
+    assert (cell["seeds"], cell["diverged"]) == ([0, 1, 2], [2])
 
 
 def test_it_crosses_processes_in_the_middle_of_a_cell(tracker, folder):
@@ -100,6 +113,7 @@ def test_it_crosses_processes_in_the_middle_of_a_cell(tracker, folder):
     assert len(rows(folder / "penalty-max_std__hopper-medium" / "metrics.csv")) == 4
     status = folder / "penalty-max_std__hopper-medium" / "status.json"
     assert json.loads(status.read_text()) == {"status": "KILLED"}
+    tracker.close()
 
 
 def test_a_full_disk_costs_records_and_one_warning(tracker, folder, monkeypatch, caplog):
