@@ -131,7 +131,7 @@ def test_somebody_without_a_home_is_a_mistake():
 
 
 def test_another_scheme_is_one_row(tmp_path, monkeypatch):
-    class Memory(BACKENDS["file"]):
+    class Memory(BACKENDS[""]):
         """A backend of its own, as an object store would be."""
 
         def __init__(self, rest):
