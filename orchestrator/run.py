@@ -66,7 +66,7 @@ def run(sweep: Sweep, deployment: Deployment, console: Console) -> Outcome:
         console.print(plan.summary())
         remember_datasets(resolved, deployment.storage)
         _name_shared_results(plan, store, deployment.storage)
-        failed = _train(plan, deployment, console)
+        failed = _train(plan, deployment, console) if plan.jobs else []
     return Outcome(summary(found, store), failed)
 
 
