@@ -275,7 +275,10 @@ def test_a_checkpoint_of_another_format_is_refused(checkpoint, tmp_path):
         (lambda c: c.training(penalty="std"), r"unknown penalty.*std.*max_std"),
         (lambda c: c.training(hidden=[]), r"hidden"),
         (lambda c: c.offline(dataset="bundled/nothing"), r"bundled/hopper-medium-replay"),
-        (lambda c: c.offline(seeds=[]).build_algo(), r"seeds must be a number of seeds .* got \[\]"),
+        (
+            lambda c: c.offline(seeds=[]).build_algo(),
+            r"seeds must be a number of seeds .* got \[\]",
+        ),
         (lambda c: c.offline(seeds=[3, 3]).build_algo(), r"seeds 3 is listed twice"),
         (lambda c: c.offline(dynamics_seeds="one"), r"one of per_seed, shared"),
         (lambda c: c.offline(compile="yes"), r"compile must be auto, true or false, got 'yes'"),

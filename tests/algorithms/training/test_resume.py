@@ -170,7 +170,7 @@ def spec(tmp_path):
 
 @pytest.mark.parametrize("epochs", [1, 5])  # 5: after the last one, before the publication
 def test_an_interrupted_ensemble_is_published_as_if_it_had_not_been(tmp_path, spec, epochs):
-    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
+    whole, interrupted = Storage(tmp_path / "whole"), Storage(tmp_path / "interrupted")
     history = list(train_ensemble(spec, whole))
     assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4, 5]
 
@@ -185,7 +185,8 @@ def test_an_interrupted_ensemble_is_published_as_if_it_had_not_been(tmp_path, sp
     assert_identical(one.weights, other.weights)
     assert one.description["metrics"] == other.description["metrics"]
     assert one.description["history"] == other.description["history"]
-    assert [f.name for f in (interrupted / "ensembles").iterdir()] == [spec.key]  # no checkpoint
+    kept = (tmp_path / "interrupted" / "ensembles").iterdir()
+    assert [path.name for path in kept] == [spec.key]  # no checkpoint
 
 
 def test_an_ensemble_that_diverged_is_not_published(tmp_path, spec):
