@@ -71,7 +71,10 @@ class Experiment:
                 random, 100 for D4RL's expert. NaN without one.
             behaviour_score: mean normalised score of the data's own episodes.
             minutes: wall time of the job that trained the seed, which other seeds may share.
-            result_key, ensemble_key: what its content is known by.
+            result_key, ensemble_key, data_content: what its content is known by.
+            data_version: of the data set, in its source's words.
+            data_notes: what was derived or converted to read it, and which of its checks are
+                allowed to fail.
             code: hash of the code that trained it.
         """
         store = ResultStore(self.deployment.storage)
@@ -158,6 +161,9 @@ def _row(cell: Cell, seed: int, result: SeedResult | None) -> dict[str, Any]:
         "minutes": result.minutes if result else math.nan,
         "result_key": cell.result_key(seed),
         "ensemble_key": ensemble and ensemble.key,
+        "data_content": cell.dataset.content_hash,
+        "data_version": cell.dataset.version,
+        "data_notes": "; ".join((*cell.dataset.notes, *cell.dataset.silenced)),
         "code": result.code if result else None,
     }
 

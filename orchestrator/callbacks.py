@@ -151,6 +151,7 @@ class ResultCallback(tune.Callback):
                 epochs=result["epoch"],
                 run_score=score,
                 finished_scores=finished,
+                dataset=record.cell.dataset,
                 behaviour_score=result["behaviour_score"],
                 minutes=result["minutes"],
                 checkpoint=checkpoint.path,

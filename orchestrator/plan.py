@@ -176,6 +176,7 @@ class Plan:
             "ensembles": [ensemble.to_json() for ensemble in self.ensembles],
             "datasets_to_generate": [dataset.id for dataset in self.datasets_to_generate],
             "missing_data": list(self.missing_data),
+            "data": list(self.data_lines),
             "plugins": [
                 {"name": plugin.name, "sha256": plugin.sha256}
                 for plugin in self.sweep.loaded_plugins
@@ -190,7 +191,23 @@ class Plan:
             shown.append(self._preset_table(self.sweep.preset))
         if self.ensembles:
             shown.append(self._ensembles_table())
-        return Group(*shown, *self._plugin_lines(), *self.missing_data, self.summary())
+        return Group(
+            *shown, *self._plugin_lines(), *self.data_lines, *self.missing_data, self.summary()
+        )
+
+    @property
+    def data_lines(self) -> tuple[str, ...]:
+        """What was done to read the data sets, and what is odd about them: a sentence each."""
+        datasets = {entry.cell.dataset.id: entry.cell.dataset for entry in self.cells}.values()
+        return tuple(
+            line
+            for dataset in datasets
+            for line in (
+                *dataset.notes,
+                *(f"warning: {text}" for text in dataset.warnings),
+                *dataset.silenced,
+            )
+        )
 
     def _plugin_lines(self) -> list[str]:
         """Which plugins are part of the keys, and of how many cells."""

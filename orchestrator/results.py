@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from algorithms.data.file import absolute_path
+from algorithms.data.file import absolute_id
 from algorithms.data.spec import FILE_PREFIX, DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
@@ -22,6 +22,7 @@ from algorithms.identity import content_key
 from algorithms.storage import Storage, is_dir
 from orchestrator.sweep.cell import Resolve, resolve_entry
 from orchestrator.sweep.model import DatasetEntry
+from orchestrator.tracking.records import DatasetRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +46,7 @@ class SeedResult(BaseModel):
     # The score at the end of each training that reached its goal, by epochs: a sweep that
     # asked for 100 epochs keeps its number when another one goes on to 1000.
     finished_scores: dict[int, float] = {}
+    dataset: DatasetRecord | None = None  # None in files of version 0.1
     behaviour_score: float | None  # mean normalised score of the data's complete episodes
     minutes: float  # wall time of the job's training up to here, over all its runs
     checkpoint: str | None  # folder; in the file relative to the storage, which may move
@@ -203,5 +205,6 @@ def remembered(storage: Storage) -> Resolve:
 
 
 def _dataset(entry: DatasetEntry) -> str:
-    path = str(absolute_path(entry.id))  # the same words name another file in another folder
-    return f"datasets/{content_key(entry.model_dump(mode='json') | {'id': path})}.json"
+    said = entry.model_dump(mode="json", exclude_defaults=True)
+    said["id"] = absolute_id(entry.id)  # the same words name another file in another folder
+    return f"datasets/{content_key(said)}.json"

@@ -63,6 +63,8 @@ def run(sweep: Sweep, deployment: Deployment, console: Console) -> Outcome:
     with _held(plan.jobs, deployment.storage):
         if not plan.is_current(store):  # another run ended meanwhile
             plan = make_plan(sweep, found, deployment.storage)
+        for line in plan.data_lines:
+            console.print(line, soft_wrap=True)
         console.print(plan.summary())
         remember_datasets(resolved, deployment.storage)
         _name_shared_results(plan, store, deployment.storage)

@@ -11,23 +11,26 @@ from rich.progress import Progress
 
 from algorithms.data import hdf5
 from algorithms.data.catalog import CATALOG, D4RL, D4RL_PREFIX, D4RL_VERSION, TASKS
-from algorithms.data.hdf5 import OfflineDataset
+from algorithms.data.columns import understand
+from algorithms.data.dataset import OfflineDataset
 from algorithms.data.source import of_catalog, refuse_size
-from algorithms.data.spec import DatasetSpec
+from algorithms.data.spec import Choices, DatasetSpec
+from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
+from algorithms.identity import file_sha256
 from algorithms.storage import Storage, is_file
 
 # Plain HTTP: what comes from there is trusted for its hash alone.
 ORIGIN = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2"
 
 
-def resolve(dataset_id: str, *, env: str | None, size: int | None, task: str | None) -> DatasetSpec:
-    refuse_size(dataset_id, size)
+def resolve(dataset_id: str, choices: Choices) -> DatasetSpec:
+    refuse_size(dataset_id, choices.size)
     entry = CATALOG[dataset_id]
     assert isinstance(entry, D4RL)
     own = dataset_id.removeprefix(D4RL_PREFIX).removesuffix(D4RL_VERSION)
     spec = DatasetSpec(id=dataset_id, env_id=TASKS[own], content_hash=entry.sha256, task=own)
-    return of_catalog(dataset_id, spec, env=env, task=task)
+    return of_catalog(dataset_id, spec, choices)
 
 
 def folders(storage: Storage) -> list[Path]:
@@ -98,10 +101,10 @@ def load(spec: DatasetSpec, storage: Storage, progress: Progress | None) -> Offl
             f"{path} has SHA-256 {sha256[:12]}..., but {spec.id} has "
             f"{spec.content_hash[:12]}...: it is damaged or another file, so replace it"
         )
-    return hdf5.read(path, spec.env_id)
+    return understand([hdf5.read(path)], ENVIRONMENTS[spec.env_id], spec.env_id).data
 
 
 @cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001 - they tell versions apart
     """Once per process: half a second for the largest file."""
-    return hdf5.file_sha256(path)
+    return file_sha256(path)

@@ -1,59 +1,28 @@
-"""Offline data in D4RL's layout, in memory and as HDF5 (Fu et al. 2020, arXiv 2004.07219).
+"""HDF5 files, in D4RL's layout and in Minari's, read without trusting them.
 
-Transitions lie in the order in which they were made. An episode ends where
-`terminals` (the task's end) or `timeouts` (a time limit, or the end of recording)
-is true. `next_observations` is what followed the action, which at an episode's
-end is not the next row's observation.
+D4RL (Fu et al. 2020, arXiv 2004.07219) has one array per column: `observations`, `actions`, ...
+Minari has a group per episode, `episode_0`, ..., whose `observations` are one more than its steps.
+What a file claims about its size is compared with the bytes that it has before anything is read,
+and nothing is read that lies in another file, because a hash of this one would not cover it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 
-from algorithms.environments.table import ENVIRONMENTS, normalized_score
+from algorithms.data.columns import NAMES, Columns, in_bytes, one_line, refuse_beyond_memory
+from algorithms.data.dataset import OfflineDataset
 from algorithms.errors import UserError
 from algorithms.storage import is_file
-
-
-class OfflineDataset(NamedTuple):
-    """`n` transitions as C-contiguous arrays."""
-
-    obs: np.ndarray  # [n, O] float32
-    action: np.ndarray  # [n, A] float32
-    reward: np.ndarray  # [n] float32
-    next_obs: np.ndarray  # [n, O] float32
-    terminal: np.ndarray  # [n] float32, 1 where the task ended
-    timeout: np.ndarray  # [n] bool
-
-    @property
-    def episode_ends(self) -> np.ndarray:
-        """Row after the last of every complete episode, `[episodes]`."""
-        return np.flatnonzero((self.terminal > 0) | self.timeout) + 1
-
-    @property
-    def initial_obs(self) -> np.ndarray:
-        """First observation of every episode, `[episodes, O]`."""
-        starts = np.concatenate([[0], self.episode_ends])
-        return self.obs[starts[starts < len(self.obs)]]
-
-    def episode_returns(self) -> np.ndarray:
-        """Undiscounted return of every complete episode, `[episodes]`."""
-        total = np.concatenate([[0.0], self.reward.cumsum(dtype=np.float64)])
-        return np.diff(total[self.episode_ends], prepend=0.0)
-
-    def behaviour_score(self, env_id: str) -> float:
-        """Mean normalised score of the complete episodes: what the data's policies reach."""
-        return float(normalized_score(env_id, self.episode_returns()).mean())
-
 
 KEYS = {
     "obs": "observations",
@@ -63,73 +32,33 @@ KEYS = {
     "terminal": "terminals",
     "timeout": "timeouts",
 }
+STATES = ("infos/qpos", "infos/qvel")  # the simulator's, before each action
+ENV_KEYS = ("env", "env_id", "env_name")
+# Deflate makes 1032 bytes of one at most: columns that claim more were never written.
+MOST_COMPRESSED = 1032
 
 
-def read(path: Path, env_id: str) -> OfflineDataset:
-    """Read and check a file of data from `env_id`.
+def read(path: Path) -> Columns:
+    """The columns of a file, as they are stored.
 
     Raises:
-        UserError: no such file, not HDF5, a missing key, a shape that does not fit the
-            others or the environment, NaN or infinite values, or no episode end at all.
-    """
-    env = ENVIRONMENTS[env_id]
-    with _open(path) as file:
-        missing = [key for key in KEYS.values() if not isinstance(file.get(key), h5py.Dataset)]
-        if missing:
-            raise UserError(
-                f"{path} has no {' and no '.join(missing)}: D4RL's layout needs "
-                f"{', '.join(KEYS.values())}"
-            )
-        arrays = {name: _array(path, file[key]) for name, key in KEYS.items()}
-    rows = len(arrays["obs"])
-    if rows == 0:
-        raise UserError(f"{path} holds no transitions")
-    columns = {"obs": (env.obs_dim,), "action": (env.action_dim,), "next_obs": (env.obs_dim,)}
-    for name, array in arrays.items():
-        shape = (rows, *columns.get(name, ()))
-        if array.shape != shape:
-            raise UserError(
-                f"{path}: {KEYS[name]} has shape {array.shape}, but {rows} observations "
-                f"of {env_id} need {shape}"
-            )
-        bad = np.flatnonzero(~np.isfinite(array.reshape(rows, -1)).all(axis=1))
-        if len(bad):
-            raise UserError(
-                f"{path}: {KEYS[name]} holds NaN or infinite values in {len(bad)} of {rows} rows, "
-                f"first in row {bad[0]}"
-            )
-    if env.rescaled_actions:
-        arrays["action"] = env.to_unit_actions(arrays["action"]).astype(np.float32)
-    terminal = (arrays["terminal"] != 0).astype(np.float32)
-    data = OfflineDataset(**arrays | {"terminal": terminal, "timeout": arrays["timeout"] != 0})
-    if not len(data.episode_ends):
-        raise UserError(f"{path}: neither terminals nor timeouts is ever true, so no episode ends")
-    return data
-
-
-def read_env_id(path: Path) -> str | None:
-    """The environment that a file says it is from, if it does.
-
-    Looked for, in this order: `env`, `env_id` or `env_name` as an attribute of the
-    file, the same in its `metadata` group, and the same in the JSON of an `info` attribute.
+        UserError: no such file, not HDF5, columns that lie in another file, or that claim more
+            rows than the file can hold or this machine has memory for.
     """
     with _open(path) as file:
-        sources: list[Mapping[str, Any]] = [dict(file.attrs)]
-        metadata = file.get("metadata")
-        if isinstance(metadata, h5py.Group):
-            values = {k: v[()] for k, v in metadata.items() if isinstance(v, h5py.Dataset)}
-            sources += [dict(metadata.attrs), values]
-    try:
-        info = json.loads(_text(sources[0].get("info", "{}")))
-    except ValueError:
-        info = None  # free text
-    if isinstance(info, dict):
-        sources.append(info)
-    for source in sources:
-        for key in ("env", "env_id", "env_name"):
-            if key in source:
-                return _text(source[key])
-    return None
+        if episodes := _episodes(file):
+            return _read_minari(path, file, episodes)
+        arrays = _read_columns(path, file, NAMES)
+        return Columns(str(path), arrays, _env_id(file))
+
+
+def read_states(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """The simulator's positions and velocities before each action, where a file holds them."""
+    with _open(path) as file:
+        arrays = _read_columns(path, file, STATES)
+    if len(arrays) < len(STATES):
+        return None
+    return arrays[STATES[0]], arrays[STATES[1]]
 
 
 def read_attribute(path: Path, name: str) -> str | None:
@@ -138,47 +67,214 @@ def read_attribute(path: Path, name: str) -> str | None:
         return _text(file.attrs[name]) if name in file.attrs else None
 
 
-def encode(data: OfflineDataset, attributes: Mapping[str, str | int | float]) -> bytes:
-    """The bytes of a file in D4RL's layout."""
+def encode(
+    data: OfflineDataset,
+    attributes: Mapping[str, str | int | float],
+    infos: Mapping[str, np.ndarray] | None = None,
+) -> bytes:
+    """The bytes of a file in D4RL's layout.
+
+    Args:
+        data: the transitions.
+        attributes: of the file.
+        infos: further columns below `infos/`, such as `qpos` and `qvel`.
+    """
     content = BytesIO()
     with h5py.File(content, "w") as file:
         file.attrs.update(attributes)
         for name, array in data._asdict().items():
             file[KEYS[name]] = array.astype(bool) if name == "terminal" else array
+        for name, array in (infos or {}).items():
+            file[f"infos/{name}"] = array
     return content.getvalue()
 
 
-def arrays_sha256(data: OfflineDataset) -> str:
-    """SHA-256 (hex) of the values, in the order of the fields."""
-    digest = hashlib.sha256()
-    for array in data:
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+# --- D4RL's layout
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _read_columns(path: Path, group: h5py.Group, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    found = {name: column for name in names if (column := _column(path, group, name)) is not None}
+    _check_size(path, list(found.values()))
+    return {name: _read(path, column) for name, column in found.items()}
+
+
+def _column(path: Path, group: h5py.Group, name: str) -> h5py.Dataset | None:
+    """A column, None where there is none.
+
+    Raises:
+        UserError: it or its bytes lie in another file.
+    """
+    node: Any = group
+    for part in name.split("/"):
+        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+        if isinstance(link, h5py.ExternalLink):
+            raise UserError(
+                f"{path}: {name} is a link into another file, {link.filename}: copy it into this "
+                "one, whose content is what results are known by"
+            )
+        node = node.get(part) if isinstance(node, h5py.Group) else None
+        if node is not None and node.file.filename != group.file.filename:  # through other links
+            raise UserError(f"{path}: {name} lies in another file: copy it into this one")
+    if not isinstance(node, h5py.Dataset):
+        if isinstance(node, h5py.Group) and name == "observations":
+            raise UserError(
+                f"{path}: observations are a group of {', '.join(sorted(node))}: "
+                "environments whose observations are one vector can be used"
+            )
+        return None
+    if node.is_virtual or node.external:
+        raise UserError(
+            f"{path}: the values of {name} lie in another file: copy them into this one, "
+            "whose content is what results are known by"
+        )
+    return node
+
+
+def _check_size(path: Path, columns: list[h5py.Dataset]) -> None:
+    """Refuse a file by what it declares, before any of it is read."""
+    declared = 0
+    for column in columns:
+        size = column.size * column.dtype.itemsize
+        stored = column.id.get_storage_size()
+        if size > MOST_COMPRESSED * stored + 4096:
+            raise UserError(
+                f"{path}: {column.name.lstrip('/')} declares {len(column):,} rows "
+                f"({in_bytes(size)}), but the file holds {in_bytes(stored)} of them: it is "
+                "damaged, or was never written to the end"
+            )
+        declared += size
+    refuse_beyond_memory(str(path), declared)
+
+
+def _read(path: Path, column: h5py.Dataset) -> np.ndarray:
+    if column.shape == () or column.dtype.kind not in "fiubc":
+        raise UserError(f"{path}: {column.name.lstrip('/')} does not hold numbers")
+    try:
+        return np.asarray(column[()])
+    except (OSError, ValueError, TypeError, MemoryError) as error:
+        raise UserError(
+            f"{path}: {column.name.lstrip('/')} cannot be read: {one_line(error)}"
+        ) from error
+
+
+# --- Minari's layout
+
+
+def _episodes(file: h5py.File) -> list[h5py.Group]:
+    """The groups `episode_0`, `episode_1`, ... in the order of their numbers."""
+    numbers = [int(m[1]) for name in file if (m := re.fullmatch(r"episode_(\d+)", name))]
+    return [
+        episode
+        for number in sorted(numbers)
+        if isinstance(episode := file.get(f"episode_{number}"), h5py.Group)
+    ]
+
+
+def _read_minari(path: Path, file: h5py.File, episodes: list[h5py.Group]) -> Columns:
+    parts: dict[str, list[np.ndarray]] = {}
+    for episode in episodes:
+        name = episode.name.lstrip("/")
+        if episode.file.filename != file.filename:
+            raise UserError(f"{path}: {name} lies in another file: copy it into this one")
+        names = ("observations", "actions", "rewards", "terminations", "truncations")
+        arrays = _read_columns(path, episode, names)
+        missing = [key for key in names if key not in arrays]
+        if missing:
+            raise UserError(f"{path}: {name} has no {' and no '.join(missing)}")
+        for key, array in transitions_of_episode(f"{path}: {name}", arrays).items():
+            parts.setdefault(key, []).append(array)
+    try:
+        joined = {key: np.concatenate(arrays) for key, arrays in parts.items()}
+    except ValueError as error:
+        raise UserError(f"{path}: its episodes do not fit each other: {one_line(error)}") from error
+    note = f"{path} is in Minari's layout: {len(episodes):,} episodes"
+    return Columns(str(path), joined, _env_id(file) or _minari_env_id(path), (note,))
+
+
+def transitions_of_episode(where: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """An episode of Minari's, `T + 1` observations and `T` of the rest, as columns of T rows.
+
+    An episode that neither terminated nor was truncated ends where its recording does.
+
+    Raises:
+        UserError: the lengths do not fit.
+    """
+    steps = len(arrays["actions"])
+    if len(arrays["observations"]) != steps + 1:
+        raise UserError(
+            f"{where} has {len(arrays['observations'])} observations and {steps} actions: "
+            "Minari's layout has one observation more"
+        )
+    columns = {
+        "observations": arrays["observations"][:-1],
+        "next_observations": arrays["observations"][1:],
+        "actions": arrays["actions"],
+        "rewards": arrays["rewards"],
+        "terminals": arrays["terminations"],
+        "timeouts": arrays["truncations"],
+    }
+    if steps and not (columns["terminals"][-1] or columns["timeouts"][-1]):
+        timeouts = columns["timeouts"].copy()
+        timeouts[-1] = 1
+        columns["timeouts"] = timeouts
+    return columns
+
+
+def _minari_env_id(path: Path) -> str | None:
+    """From the `metadata.json` that Minari writes beside its file."""
+    try:
+        metadata = json.loads((path.parent / "metadata.json").read_text())
+        return env_id_of_spec(metadata["env_spec"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def env_id_of_spec(spec: str | Mapping[str, Any]) -> str | None:
+    """The id in a Gymnasium environment's specification, which may be JSON."""
+    parsed = json.loads(spec) if isinstance(spec, str) else spec
+    return parsed.get("id")
+
+
+# --- both
+
+
+def _env_id(file: h5py.File) -> str | None:
+    """The environment that a file says it is from, if it does.
+
+    Looked for, in this order: `env`, `env_id` or `env_name` as an attribute of the
+    file, the same in its `metadata` group, and the same in the JSON of an `info` attribute; then
+    the `env_spec` that older versions of Minari keep as an attribute.
+    """
+    sources: list[Mapping[str, Any]] = [dict(file.attrs)]
+    metadata = file.get("metadata")
+    if isinstance(metadata, h5py.Group):
+        values = {k: v[()] for k, v in metadata.items() if isinstance(v, h5py.Dataset)}
+        sources += [dict(metadata.attrs), values]
+    try:
+        info = json.loads(_text(sources[0].get("info", "{}")))
+    except ValueError:
+        info = None  # free text
+    if isinstance(info, dict):
+        sources.append(info)
+    for source in sources:
+        for key in ENV_KEYS:
+            if key in source:
+                return _text(source[key])
+    try:
+        return env_id_of_spec(_text(sources[0]["env_spec"]))
+    except (KeyError, ValueError, AttributeError):
+        return None
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
     if not is_file(path):
-        raise UserError(f"no file {path}: give file: and the path of an HDF5 file")
+        raise UserError(f"no file {path}: give file: and the path of a data set")
     try:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, RuntimeError) as error:  # h5py raises either for damaged bytes
-        raise UserError(f"{path} cannot be read as HDF5: {error}") from error
-
-
-def _array(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    try:
-        with np.errstate(over="ignore"):  # what exceeds float32 is reported as infinite
-            return np.ascontiguousarray(dataset[()], dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: {dataset.name[1:]} does not hold numbers: {error}") from error
+        raise UserError(f"{path} cannot be read as HDF5: {one_line(error)}") from error
 
 
 def _text(value: Any) -> str:

@@ -6,14 +6,16 @@ import torch, and a source is imported when the first id of its kind is met.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 from rich.progress import Progress
 
 from algorithms.data.catalog import CATALOG, TASKS
-from algorithms.data.hdf5 import OfflineDataset
-from algorithms.data.spec import FILE_PREFIX, DatasetSpec
+from algorithms.data.dataset import OfflineDataset
+from algorithms.data.mapped import load_shared
+from algorithms.data.spec import FILE_PREFIX, Choices, DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError, expected
 from algorithms.storage import Storage
@@ -21,16 +23,16 @@ from algorithms.storage import Storage
 SOURCES = {
     "bundled/": "algorithms.data.bundled.source",
     "d4rl/": "algorithms.data.d4rl",
+    "minari/": "algorithms.data.minari",
     FILE_PREFIX: "algorithms.data.file",
 }
+CATALOGUED = ("bundled/", "d4rl/")  # all whose names `CATALOG` has
 
 
 class DataSource(Protocol):
     """What a kind of data has to say; the functions below say what each of these means."""
 
-    def resolve(
-        self, dataset_id: str, *, env: str | None, size: int | None, task: str | None
-    ) -> DatasetSpec: ...
+    def resolve(self, dataset_id: str, choices: Choices) -> DatasetSpec: ...
 
     def missing(self, spec: DatasetSpec, storage: Storage) -> str | None: ...
 
@@ -48,9 +50,9 @@ def source_of(dataset_id: str) -> DataSource:
         UserError: no source has such ids, or the catalogue does not know the name.
     """
     for prefix, module in SOURCES.items():
-        if dataset_id.startswith(prefix) and (dataset_id in CATALOG or prefix.endswith(":")):
+        if dataset_id.startswith(prefix) and (dataset_id in CATALOG or prefix not in CATALOGUED):
             return cast("DataSource", import_module(module))
-    raise UserError(expected("data set", dataset_id, [*CATALOG, f"{FILE_PREFIX}PATH"]))
+    raise UserError(expected("data set", dataset_id, [*CATALOG, f"{FILE_PREFIX}PATH", "minari/ID"]))
 
 
 def resolve(
@@ -59,30 +61,38 @@ def resolve(
     env: str | None = None,
     size: int | None = None,
     task: str | None = None,
+    actions: Literal["clip", "rescale"] | None = None,
+    allow: Sequence[str] = (),
 ) -> DatasetSpec:
-    """The data set of that name; a file of one's own is read and checked.
+    """The data set of that name; files of one's own are read and checked.
 
     Nothing is generated, and a file of D4RL's need not be there: `missing` tells.
 
     Args:
-        dataset_id: a key of `CATALOG`, or `file:PATH` of an HDF5 file in D4RL's layout.
-        env: environment of a file that does not name its own.
+        dataset_id: a key of `CATALOG`, or `file:PATH` of files of one's own.
+        env: environment of files that do not name their own.
         size: transitions of bundled data, 1,000 to 1,000,000 (default 100,000).
-        task: the key of `TASKS` that a file of one's own stands in for; no part of its identity.
+        task: the key of `TASKS` that files of one's own stand in for; no part of their identity.
+        actions: what is done to actions beyond the environment's bounds; by default they are
+            refused.
+        allow: names of `checks.CHECKS` that are silenced.
 
     Raises:
-        UserError: unknown name, environment or task, or a file that is missing, damaged or
-            not in D4RL's layout.
+        UserError: unknown name, environment or task; files that are missing, damaged, in no
+            layout that can be read, or implausible.
     """
+    choices = Choices(env=env, size=size, task=task, actions=actions, allow=tuple(allow))
     if env is not None and env not in ENVIRONMENTS:
         raise UserError(expected("env", env, ENVIRONMENTS))
     if task is not None and task not in TASKS:
         raise UserError(expected("task", task, TASKS))
-    return source_of(dataset_id).resolve(dataset_id, env=env, size=size, task=task)
+    return source_of(dataset_id).resolve(dataset_id, choices)
 
 
 def load(spec: DatasetSpec, storage: Storage, progress: Progress | None = None) -> OfflineDataset:
     """The transitions of a data set; bundled data is made on first use and kept in `storage`.
+
+    A large one is mapped into memory, so that processes share it.
 
     Args:
         spec: from `resolve`.
@@ -92,7 +102,8 @@ def load(spec: DatasetSpec, storage: Storage, progress: Progress | None = None) 
     Raises:
         UserError: a file that is missing, or is not the one that `spec` says.
     """
-    return source_of(spec.id).load(spec, storage, progress)
+    source = source_of(spec.id)
+    return load_shared(spec, storage, lambda: source.load(spec, storage, progress))
 
 
 def missing(spec: DatasetSpec, storage: Storage) -> str | None:
@@ -108,21 +119,24 @@ def at_hand(spec: DatasetSpec, storage: Storage) -> bool:
     return source_of(spec.id).at_hand(spec, storage)
 
 
-def of_catalog(
-    dataset_id: str, spec: DatasetSpec, *, env: str | None, task: str | None
-) -> DatasetSpec:
+def of_catalog(dataset_id: str, spec: DatasetSpec, choices: Choices) -> DatasetSpec:
     """`spec`, if what was said beside its name does not contradict the catalogue.
 
     Raises:
         UserError: it does.
     """
-    if env not in (None, spec.env_id):
-        raise UserError(f"{dataset_id} is of env {spec.env_id}, not {env}: remove env")
-    if task is not None:
+    if choices.env not in (None, spec.env_id):
+        raise UserError(f"{dataset_id} is of env {spec.env_id}, not {choices.env}: remove env")
+    if choices.task is not None:
         raise UserError(
             f"task may be given for {FILE_PREFIX} data only: remove it from {dataset_id}, "
             f"whose task is {spec.task}"
         )
+    for name in ("actions", "allow"):
+        if getattr(choices, name):
+            raise UserError(
+                f"{name} may be given for data of one's own only: remove it from {dataset_id}"
+            )
     return spec
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_SIZE = 100_000  # transitions of bundled data
 FILE_PREFIX = "file:"
+FILE_SEPARATOR = " + "  # between the paths of several files
 
 
 class Part(BaseModel):
@@ -40,15 +42,52 @@ class Recipe(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+class DataFile(BaseModel):
+    """A file with its content."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str  # absolute
+    sha256: str
+
+
+class Choices(BaseModel):
+    """How files of one's own are to be taken: what a user says beside their paths.
+
+    Attributes:
+        env: environment of files that do not name their own.
+        size: transitions of bundled data.
+        task: the key of `TASKS` that files of one's own stand in for.
+        actions: what is done to actions beyond the environment's bounds: `clip` cuts them off,
+            `rescale` divides all by the largest in units of the bounds.
+        allow: names of `checks.CHECKS` that are silenced.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    env: str | None = None
+    size: Annotated[int, Field(ge=1)] | None = None
+    task: str | None = None
+    actions: Literal["clip", "rescale"] | None = None
+    allow: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+
 class DatasetSpec(BaseModel):
     """What a data set is: small, picklable, hashable; `source.load` turns it into arrays.
 
     Attributes:
-        id: `bundled/...`, `d4rl/...`, or `file:` and an absolute path.
+        id: `bundled/...`, `d4rl/...`, `minari/...`, or `file:` and absolute paths.
         env_id: a key of `ENVIRONMENTS`.
-        content_hash: SHA-256 (hex) of a file's bytes, or of the recipe of bundled data.
+        content_hash: SHA-256 (hex) of a file's bytes, or of the recipe of bundled data. Of
+            several files, or where columns are derived or changed, of all that decides the values.
         size: number of transitions; None for a file of D4RL's, which need not be there yet.
         recipe: of bundled data.
+        files: that it is read from, where their paths are known beforehand.
+        actions: of `Choices`.
+        version: of the data, in its source's words.
+        notes: what was derived or converted to read it, one sentence each.
+        warnings: what its plausibility checks warn of.
+        silenced: what they would say of the checks that are allowed.
         action_bounds: of the actions in a file; loaded, they are in [-1, 1].
         task: a key of `TASKS`, the one that the data are or stand in for. Presets look
             hyperparameters up by it; it is no part of the data's identity.
@@ -63,6 +102,12 @@ class DatasetSpec(BaseModel):
     recipe: Recipe | None = None
     action_bounds: tuple[float, float] = (-1.0, 1.0)
     task: str | None = None
+    files: tuple[DataFile, ...] = ()
+    actions: Literal["clip", "rescale"] | None = None
+    version: str = ""
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    silenced: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -75,7 +120,9 @@ class DatasetSpec(BaseModel):
     def slug(self) -> str:
         """The name as part of a file name: `d4rl-hopper-medium-v2`, or a file's own name."""
         if self.id.startswith(FILE_PREFIX):
-            return Path(self.id).stem
+            paths = self.id.removeprefix(FILE_PREFIX).split(FILE_SEPARATOR)
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(paths[0]).stem).strip("-")
+            return f"{name or 'files'}-and-{len(paths) - 1}-more" if paths[1:] else name or "files"
         return self.id.replace("/", "-")
 
     @property

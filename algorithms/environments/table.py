@@ -94,6 +94,11 @@ class Environment(NamedTuple):
         half = (self.action_high - self.action_low) / 2
         return (action - self.action_low) / half - 1.0
 
+    def from_unit_actions(self, action: np.ndarray) -> np.ndarray:
+        """The inverse of `to_unit_actions`."""
+        half = (self.action_high - self.action_low) / 2
+        return (action + 1.0) * half + self.action_low
+
 
 ENVIRONMENTS: Registry[Environment] = Registry("environment")
 # Limits: `gymnasium.envs.mujoco`. Returns: D4RL (Fu et al. 2020, arXiv 2004.07219), d4rl/infos.py;

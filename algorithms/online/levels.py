@@ -1,10 +1,10 @@
 """The policies behind the bundled data: how they are trained, chosen and packed.
 
-    python -m algorithms.data.policies train FOLDER --seed 0 --steps 1000000
-    python -m algorithms.data.policies pack FOLDER
+    python -m algorithms.online.levels train FOLDER --env Hopper-v4 --steps 1000000
+    python -m algorithms.online.levels pack FOLDER --out algorithms/data/bundled/policies/hopper
 
-`train` continues where an earlier call stopped. `pack` chooses levels from what
-`train` has left in FOLDER so far, measures each anew and replaces the package's own.
+`train` continues where an earlier call stopped. `pack` chooses levels from what `train` has left
+in FOLDER so far, measures each anew and writes them to the package's folder of that robot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from algorithms.data.bundled.recipe import Level, PolicySet, policies_folder
+from algorithms.data.bundled.recipe import Level, PolicySet
 from algorithms.environments.episodes import Evaluator
 from algorithms.environments.table import ENVIRONMENTS, normalized_score
 from algorithms.errors import UserError
@@ -135,21 +135,33 @@ def untrained_actor(env_id: str, seed: int) -> Mapping[str, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m algorithms.data.policies", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m algorithms.online.levels", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train online, or continue")
     train.add_argument("folder", type=Path)
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--steps", type=int, default=OnlineSettings().total_steps)
+    defaults = OnlineSettings()
+    train.add_argument("--env", choices=list(ENVIRONMENTS), default=defaults.env_id)
+    train.add_argument("--seed", type=int, default=defaults.seed)
+    train.add_argument("--steps", type=int, default=defaults.total_steps)
+    train.add_argument("--updates-per-step", type=float, default=defaults.updates_per_step)
+    train.add_argument("--level-every", type=int, default=defaults.level_every)
+    train.add_argument("--learning-starts", type=int, default=defaults.learning_starts)
     pack = commands.add_parser("pack", help="choose, measure and pack levels")
     pack.add_argument("folder", type=Path)
-    pack.add_argument("--out", type=Path, default=Path(str(policies_folder("hopper"))))
+    pack.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)  # batches this small only lose by more
     try:
         if arguments.command == "train":
-            settings = OnlineSettings(seed=arguments.seed, total_steps=arguments.steps)
+            settings = OnlineSettings(
+                env_id=arguments.env,
+                seed=arguments.seed,
+                total_steps=arguments.steps,
+                updates_per_step=arguments.updates_per_step,
+                level_every=arguments.level_every,
+                learning_starts=arguments.learning_starts,
+            )
             train_online(settings, arguments.folder)
         else:
             pack_levels(arguments.folder, arguments.out)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from algorithms.data.bundled.generate import BUNDLED_STREAM, Shard
-from algorithms.data.hdf5 import OfflineDataset
+from algorithms.data.dataset import OfflineDataset
 from algorithms.environments.table import ENVIRONMENTS, make_env
 from algorithms.sac.networks import SACNetworks
 from algorithms.settings import SACSettings

@@ -39,16 +39,24 @@ class Transition(NamedTuple):
 
         A packed batch is gathered with one index operation instead of five.
         """
-        return torch.cat(
-            [
-                self.obs,
-                self.action,
-                self.reward[..., None],
-                self.next_obs,
-                self.terminal[..., None],
-            ],
-            dim=-1,
-        )
+        return torch.cat(self._columns, dim=-1)
+
+    def packed_in_place(self) -> Tensor:
+        """As `pack`, without a copy of what lies in memory as such rows already."""
+        columns = self._columns
+        width = sum(column.shape[-1] for column in columns)
+        address = columns[0].data_ptr()
+        for column in columns:
+            side_by_side = column.stride() == (width, 1) and column.data_ptr() == address
+            if not side_by_side or column.dtype != self.obs.dtype:
+                return self.pack()
+            address += column.shape[-1] * column.element_size()
+        return self.obs.as_strided((len(self.obs), width), (width, 1))
+
+    @property
+    def _columns(self) -> list[Tensor]:
+        reward, terminal = self.reward[..., None], self.terminal[..., None]
+        return [self.obs, self.action, reward, self.next_obs, terminal]
 
 
 def unpack(rows: Tensor, obs_dim: int, action_dim: int) -> Transition:

@@ -53,7 +53,7 @@ class OfflineTraining:
         device = agent.networks.log_alpha_S.device
         settings = agent.settings
         self.agent, self.settings, self.seeds = agent, settings, tuple(seeds)
-        self.data_NW = data.to(device).pack()
+        self.data_NW = data.to(device).packed_in_place()
         self.termination_fn = termination_fn
         self.ensemble = agent.ensemble if settings.uses_model else None
         if settings.uses_model:

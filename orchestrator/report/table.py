@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from algorithms.data.spec import DatasetSpec
 from orchestrator.results import ResultStore, SeedResult
 from orchestrator.sweep.cell import Cell
 from orchestrator.sweep.model import Sweep
@@ -30,6 +31,7 @@ def summary(cells: Sequence[Cell], store: ResultStore) -> pd.DataFrame:
             evaluations (normalised); NaN without a seed, and score_std with only one.
         scores: how many seeds the two are over.
         behaviour_score: mean normalised score of the data's own episodes.
+        data: what the data set is known by, and what was done to read it.
         codes: versions of the algorithms' code that trained the seeds that are done.
         uses_model: whether the variant trains on a dynamics ensemble.
         minutes: wall time of training. Seeds of one checkpoint trained together: counted once.
@@ -55,10 +57,20 @@ def _row(cell: Cell, store: ResultStore) -> dict[str, object]:
         "score_std": scores.std(ddof=1),
         "scores": len(scores),
         "behaviour_score": behaviour[0] if behaviour else math.nan,
+        "data": provenance(cell.dataset),
         "uses_model": cell.settings.uses_model,
         "minutes": _minutes(found),
         "codes": {result.code for result in done if result.code},
     }
+
+
+def provenance(dataset: DatasetSpec) -> tuple[str, ...]:
+    """Lines below the table: content and version of a data set, then a sentence each of what was
+    derived, converted or allowed.
+    """
+    version = f"{dataset.version}, " if dataset.version else ""
+    content = f"data {dataset.label}: {version}content {dataset.content_hash[:12]}"
+    return (content, *dataset.notes, *dataset.silenced)
 
 
 def _minutes(results: Sequence[SeedResult]) -> float:
@@ -136,7 +148,8 @@ def render(sweep: Sweep, frame: pd.DataFrame) -> RenderableType:
             _number(row["behaviour_score"]),
             _number(row["minutes"]),
         )
-    return Group(table, *notes(sweep, frame))
+    lines = {line: None for data in frame["data"] for line in data}
+    return Group(table, *lines, *notes(sweep, frame))
 
 
 def _seeds(done: int, asked: int, diverged: int) -> str:

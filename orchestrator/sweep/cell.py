@@ -115,7 +115,7 @@ def resolve_entry(entry: DatasetEntry) -> DatasetSpec:
 
     So is an environment that a plugin brings along: it is made once.
     """
-    dataset = resolve(entry.id, env=entry.env, size=entry.size, task=entry.task)
+    dataset = resolve(entry.id, **entry.model_dump(exclude={"id"}))
     if ENVIRONMENTS.origin(dataset.env_id):
         make_env(dataset.env_id).close()
     return dataset

@@ -24,6 +24,9 @@ from pydantic import (
 )
 
 from algorithms import ALGORITHMS
+from algorithms.data.checks import refuse_unknown_checks
+from algorithms.data.file import absolute_id
+from algorithms.data.spec import FILE_PREFIX, FILE_SEPARATOR, Choices
 from algorithms.errors import UserError, expected
 from algorithms.loading import Plugin, find_plugins, load_plugins
 from algorithms.presets import PRESETS
@@ -39,15 +42,31 @@ def _entry(value: object) -> object:
     return {"id": value} if isinstance(value, str) else value
 
 
-class DatasetEntry(BaseModel):
-    """One of the sweep's data sets; a plain string in the YAML is an `id` alone."""
+class DatasetEntry(Choices):
+    """One of the sweep's data sets; a plain string in the YAML is an `id` alone.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    Several files of one's own are one data set: a pattern, or a list of `file:` paths.
+    """
 
     id: str
-    env: str | None = None
-    size: Annotated[int, Field(ge=1)] | None = None
-    task: str | None = None  # of D4RL, for a file: which of a preset's values apply
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _joined(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        for path in value:
+            if not isinstance(path, str) or not path.startswith(FILE_PREFIX):
+                raise UserError(f"lists {FILE_PREFIX} paths only, got {reprlib.repr(path)}")
+        if not value:
+            raise UserError(f"must list at least one {FILE_PREFIX} path")
+        return FILE_PREFIX + FILE_SEPARATOR.join(p.removeprefix(FILE_PREFIX) for p in value)
+
+    @field_validator("allow")
+    @classmethod
+    def _known_checks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        refuse_unknown_checks(value)
+        return value
 
 
 class Sweep(BaseModel):
@@ -207,7 +226,19 @@ def load_sweep(path: Path, overrides: Mapping[str, object] | None = None) -> Swe
         sweep = Sweep.model_validate(content)
     except ValidationError as error:
         raise UserError(model_sentence(error, Sweep, DatasetEntry)) from None
-    return sweep.with_plugins(plugins)
+    return _with_absolute_paths(sweep, path.absolute().parent).with_plugins(plugins)
+
+
+def _with_absolute_paths(sweep: Sweep, folder: Path) -> Sweep:
+    """The sweep, whose files of data lie where its own file says: beside it."""
+    entries = []
+    for index, entry in enumerate(sweep.datasets):
+        try:
+            given = absolute_id(entry.id, folder)
+        except UserError as error:
+            raise UserError(f"datasets[{index}]: {error}") from None
+        entries.append(entry.model_copy(update={"id": given}))
+    return sweep.model_copy(update={"datasets": tuple(entries)})
 
 
 def _plugin_names(value: object) -> list[str]:

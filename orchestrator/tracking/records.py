@@ -14,17 +14,27 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class DatasetRecord(BaseModel):
-    """A data set, in a word and by its content."""
+    """A data set, in a word and by its content: the provenance of every number it leads to."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     digest: str  # SHA-256 (hex) of its content, or of the recipe it is made from
     env_id: str
+    version: str = ""
+    notes: tuple[str, ...] = ()  # what was derived or converted
+    silenced: tuple[str, ...] = ()  # what the checks that are allowed would say
 
     @classmethod
     def of(cls, spec: DatasetSpec) -> Self:
-        return cls(id=spec.id, digest=spec.content_hash, env_id=spec.env_id)
+        return cls(
+            id=spec.id,
+            digest=spec.content_hash,
+            env_id=spec.env_id,
+            version=spec.version,
+            notes=spec.notes,
+            silenced=spec.silenced,
+        )
 
 
 class SweepRecord(BaseModel):

@@ -27,6 +27,7 @@ import typer
 import yaml
 from typer.exceptions import TyperException
 
+from algorithms.data.dataset import arrays_sha256
 from algorithms.data.source import resolve
 from algorithms.storage import Storage
 from orchestrator.cli import app
@@ -249,7 +250,7 @@ def storage(tmp_path_factory):
         timeout=np.zeros(20, dtype=bool),
     )
     # Under the name of the generated data set, whose arrays are checked against their own hash.
-    attributes = {"env": "Hopper-v4", "arrays_sha256": hdf5.arrays_sha256(data)}
+    attributes = {"env": "Hopper-v4", "arrays_sha256": arrays_sha256(data)}
     name = cache_name(resolve("bundled/hopper-medium-replay"))
     storage.put(name, hdf5.encode(data, attributes))
     store = ResultStore(storage)

@@ -98,18 +98,21 @@ def finish(storage):
 
 @pytest.fixture
 def hopper_file(tmp_path):
-    """Write a small file in D4RL's layout."""
+    """Write a small file in D4RL's layout: plausible, if nobody replays it."""
 
-    def write(name="data.hdf5", rows=20, seed=0):
+    def write(name="data.hdf5", rows=300, seed=0):
         random = np.random.default_rng(seed)
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        states = random.normal(size=(rows + 1, 11)).astype(np.float32)
+        ends = np.arange(rows) % 10 == 9
+        led_to = np.where(ends[:, None], -states[1:], states[1:])  # not where the next one starts
         with h5py.File(path, "w") as file:
-            file["observations"] = random.normal(size=(rows, 11)).astype(np.float32)
-            file["next_observations"] = random.normal(size=(rows, 11)).astype(np.float32)
+            file["observations"] = states[:-1]
+            file["next_observations"] = led_to
             file["actions"] = random.uniform(-1, 1, size=(rows, 3)).astype(np.float32)
             file["rewards"] = np.ones(rows, dtype=np.float32)
-            file["terminals"] = np.arange(rows) % 10 == 9
+            file["terminals"] = ends
             file["timeouts"] = np.zeros(rows, dtype=bool)
         return path
 

@@ -82,7 +82,10 @@ MISTAKES = {
     "storage is a file": (["run", "{good}", "--storage", "{good}"], "is not a folder"),
     "seed is no number": (["export", "x", "--seed", "a"], "--seed"),
     "no seed": (["export", "x"], "--seed"),
-    "unknown data set": (["data", "bundled/x"], "bundled/hopper-medium"),
+    "unknown data set": (["data", "show", "bundled/x"], "bundled/hopper-medium"),
+    "unknown check": (["data", "show", "file:{good}", "--allow", "x"], "one of action_range"),
+    "no kind of file": (["data", "show", "file:{good}"], "names end in .hdf5"),
+    "no place to convert to": (["data", "convert", "bundled/x", "x.csv"], "ends in .hdf5"),
     "nothing recorded": (["ui"], "run a sweep first"),
 }
 
@@ -221,13 +224,6 @@ def test_export_says_what_it_wrote_and_how_to_use_it(
     usage = capsys.readouterr().out.splitlines()
     assert usage[0] == f"wrote {tmp_path / 'policy.pt2'}: 5 epochs, score 12.3; to use it:"
     assert len(usage) == 4
-
-
-def test_data_describes_a_file(in_process, hopper_file, capsys):
-    assert in_process("data", f"file:{hopper_file()}", "--env", "Hopper-v4") == 0
-    text = capsys.readouterr().out
-    assert "Hopper-v4, 20 transitions" in text
-    assert "0.9" in text  # two episodes of return 10: 100 (10 + 20.27) / 3254.57
 
 
 def test_ui_prints_the_address_of_a_remote_server(in_process, monkeypatch, capsys):

@@ -23,11 +23,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from algorithms.data import hdf5
 from algorithms.data.bundled.recipe import policies_folder, policy_set
-from algorithms.data.hdf5 import OfflineDataset
+from algorithms.data.dataset import OfflineDataset
 from algorithms.data.spec import Part, Recipe
 from algorithms.errors import UserError
+from algorithms.identity import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def generate(
 def _shards(recipe: Recipe, part: Part, folder: Path) -> list[Shard]:
     level = policy_set(recipe.policies).levels[part.level]
     policy = Path(str(policies_folder(recipe.policies) / level.file))
-    if hdf5.file_sha256(policy) != part.sha256:
+    if file_sha256(policy) != part.sha256:
         raise UserError(f"{policy} is not the policy that was planned: reinstall, and run again")
     count = math.ceil(part.size / SHARD_SIZE)
     return [

@@ -15,9 +15,11 @@ from algorithms.data import hdf5
 from algorithms.data.bundled.generate import generate
 from algorithms.data.bundled.recipe import apportion, policy_set
 from algorithms.data.catalog import CATALOG, Bundled
-from algorithms.data.hdf5 import OfflineDataset
+from algorithms.data.columns import understand
+from algorithms.data.dataset import OfflineDataset, arrays_sha256
 from algorithms.data.source import of_catalog
-from algorithms.data.spec import DEFAULT_SIZE, DatasetSpec, Part, Recipe
+from algorithms.data.spec import DEFAULT_SIZE, Choices, DatasetSpec, Part, Recipe
+from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
 from algorithms.storage import Storage
 
@@ -28,10 +30,10 @@ GENERATOR_VERSION = 1
 MIN_SIZE, MAX_SIZE = 1_000, 1_000_000
 
 
-def resolve(dataset_id: str, *, env: str | None, size: int | None, task: str | None) -> DatasetSpec:
+def resolve(dataset_id: str, choices: Choices) -> DatasetSpec:
     entry = CATALOG[dataset_id]
     assert isinstance(entry, Bundled)
-    size = DEFAULT_SIZE if size is None else size
+    size = DEFAULT_SIZE if choices.size is None else choices.size
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise UserError(f"size {size} of {dataset_id}: give {MIN_SIZE:,} to {MAX_SIZE:,}")
     recipe = make_recipe(entry, size)
@@ -42,8 +44,9 @@ def resolve(dataset_id: str, *, env: str | None, size: int | None, task: str | N
         size=size,
         recipe=recipe,
         task=entry.task,
+        version=f"generator {GENERATOR_VERSION}",
     )
-    return of_catalog(dataset_id, spec, env=env, task=task)
+    return of_catalog(dataset_id, spec, choices)
 
 
 def make_recipe(entry: Bundled, size: int, seed: int = 0) -> Recipe:
@@ -91,7 +94,7 @@ def load(spec: DatasetSpec, storage: Storage, progress: Progress | None) -> Offl
                 "id": spec.id,
                 "env": spec.env_id,
                 "content_hash": spec.content_hash,
-                "arrays_sha256": hdf5.arrays_sha256(data),
+                "arrays_sha256": arrays_sha256(data),
                 "recipe": spec.recipe.model_dump_json(),
                 "level_scores": json.dumps(scores),
             }
@@ -104,8 +107,8 @@ def _read_cached(spec: DatasetSpec, storage: Storage) -> OfflineDataset | None:
         return None
     path = storage.fetch(cache_name(spec))
     try:
-        data = hdf5.read(path, spec.env_id)
-        if hdf5.read_attribute(path, "arrays_sha256") == hdf5.arrays_sha256(data):
+        data = understand([hdf5.read(path)], ENVIRONMENTS[spec.env_id], spec.env_id).data
+        if hdf5.read_attribute(path, "arrays_sha256") == arrays_sha256(data):
             return data
     except UserError as error:
         log.debug("%s", error)

@@ -119,7 +119,7 @@ class MLflowTracker:
             Open(
                 experiment=self._sweep.value,
                 name=cell.name,
-                params=cell.params,
+                params={**cell.params, **_dataset_params(cell.dataset)},
                 tags=tags,
                 parent=self._sweep,
                 dataset=_dataset_input(cell.dataset),
@@ -165,7 +165,7 @@ class MLflowTracker:
             Open(
                 experiment=ENSEMBLES,
                 name=ensemble.name,
-                params={**ensemble.params, "seed": ensemble.seed, "dataset": dataset.id},
+                params={**ensemble.params, "seed": ensemble.seed, **_dataset_params(dataset)},
                 tags=tags,
                 dataset=_dataset_input(dataset),
                 once=True,
@@ -224,6 +224,18 @@ def _dataset_tags(dataset: DatasetRecord) -> dict[str, str]:
     return {"dataset": dataset.id, "dataset_digest": dataset.digest}
 
 
+def _dataset_params(dataset: DatasetRecord) -> dict[str, str]:
+    """What the runs' page compares by; an empty one says nothing."""
+    params = {
+        "dataset": dataset.id,
+        "dataset_content": dataset.digest[:12],
+        "dataset_version": dataset.version,
+        "dataset_notes": "; ".join(dataset.notes),
+        "dataset_silenced": "; ".join(dataset.silenced),
+    }
+    return {key: value for key, value in params.items() if value}
+
+
 def _dataset_input(dataset: DatasetRecord) -> DatasetInput:
     return DatasetInput(
         Dataset(
@@ -231,7 +243,7 @@ def _dataset_input(dataset: DatasetRecord) -> DatasetInput:
             digest=dataset.digest[:36],  # MLflow's limit; the tag has it whole
             source_type="orchestrator",
             source=json.dumps({"id": dataset.id}),
-            profile=json.dumps({"env_id": dataset.env_id}),
+            profile=dataset.model_dump_json(exclude={"id", "digest"}),
         ),
         tags=[InputTag("mlflow.data.context", "training")],
     )

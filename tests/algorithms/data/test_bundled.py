@@ -14,7 +14,7 @@ from algorithms.data.bundled import source
 from algorithms.data.bundled.generate import BUNDLED_STREAM, generate
 from algorithms.data.bundled.source import cache_name, make_recipe
 from algorithms.data.catalog import CATALOG
-from algorithms.data.hdf5 import OfflineDataset
+from algorithms.data.dataset import OfflineDataset, arrays_sha256
 from algorithms.data.source import load, resolve
 from algorithms.environments.episodes import EVALUATION_STREAM
 from algorithms.environments.table import ENVIRONMENTS
@@ -97,7 +97,7 @@ def test_the_expert_does_better_than_medium(medium_expert):
 @pytest.mark.slow
 def test_the_number_of_processes_does_not_matter_and_the_seed_does(data):
     alone, _ = roll_out("bundled/hopper-medium-expert", processes=1)
-    assert hdf5.arrays_sha256(alone) == hdf5.arrays_sha256(data)
+    assert arrays_sha256(alone) == arrays_sha256(data)
     other, _ = roll_out("bundled/hopper-medium", processes=2, size=1000, seed=1)
     assert not np.isin(other.obs[:, 0], data.obs[:, 0]).all()
 
@@ -124,7 +124,7 @@ def test_it_is_made_once_and_says_what_it_is(made, data, tmp_path):
     spec = resolve("bundled/hopper-medium", size=SIZE)
     for _ in range(2):
         loaded = load(spec, Storage(tmp_path))
-        assert hdf5.arrays_sha256(loaded) == hdf5.arrays_sha256(data)
+        assert arrays_sha256(loaded) == arrays_sha256(data)
     assert made == [spec.recipe]
     path = tmp_path / cache_name(spec)
     assert path.parent == tmp_path / "data"
@@ -160,7 +160,7 @@ def test_a_damaged_cache_is_made_again_with_a_warning(made, data, tmp_path, capl
     load(spec, Storage(tmp_path))
     damage(tmp_path / cache_name(spec))
     loaded = load(spec, Storage(tmp_path))
-    assert hdf5.arrays_sha256(loaded) == hdf5.arrays_sha256(data)
+    assert arrays_sha256(loaded) == arrays_sha256(data)
     assert len(made) == 2
     assert "is damaged: generating bundled/hopper-medium again" in caplog.text
     load(spec, Storage(tmp_path))
@@ -182,7 +182,7 @@ def test_of_two_processes_one_generates(tmp_path):
         "from algorithms.storage import Storage\n"
         "from algorithms.data.source import load, resolve\n"
         "from algorithms.data.source import load\n"
-        "from algorithms.data.hdf5 import arrays_sha256\n"
+        "from algorithms.data.dataset import arrays_sha256\n"
         "spec = resolve('bundled/hopper-medium', size=1000)\n"
         "print(arrays_sha256(load(spec, Storage(sys.argv[1]))))\n"
     )

@@ -13,6 +13,7 @@ from algorithms.data import d4rl, hdf5
 from algorithms.data.catalog import CATALOG, D4RL
 from algorithms.data.source import at_hand, load, missing, resolve
 from algorithms.errors import UserError
+from algorithms.identity import file_sha256
 from algorithms.storage import Storage
 
 HOPPER, WALKER = "d4rl/hopper-medium-replay-v2", "d4rl/walker2d-medium-v2"
@@ -52,7 +53,7 @@ def storage(tmp_path):
 def pinned(tmp_path, monkeypatch):
     """The spec of a data set whose pins are those of the bytes that are returned with it."""
     content = write(tmp_path / "original.hdf5").read_bytes()
-    sha256 = hdf5.file_sha256(tmp_path / "original.hdf5")
+    sha256 = file_sha256(tmp_path / "original.hdf5")
     monkeypatch.setitem(CATALOG, HOPPER, D4RL(len(content), sha256))
     return resolve(HOPPER), content
 
@@ -153,7 +154,7 @@ def test_another_file_of_the_same_length(pinned, storage):
     changed[len(changed) // 2] ^= 1
     path = put(storage / "data" / "d4rl", bytes(changed))
     assert missing(spec, Storage(storage)) is None
-    found = hdf5.file_sha256(path)[:12]
+    found = file_sha256(path)[:12]
     with pytest.raises(UserError) as caught:
         load(spec, Storage(storage))
     assert f"{path} has SHA-256 {found}..., but {HOPPER} has " in str(caught.value)

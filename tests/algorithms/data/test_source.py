@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from algorithms.data import source
-from algorithms.data.hdf5 import OfflineDataset
+from algorithms.data.dataset import OfflineDataset
 from algorithms.data.spec import DatasetSpec
 from algorithms.errors import UserError
 from algorithms.storage import Storage
@@ -17,8 +17,9 @@ def noise(monkeypatch):
     """A source of random data, `noise:SEED`, as a module and a row."""
     module = types.ModuleType("noise")
 
-    def resolve(dataset_id, *, env, size, task):
-        return DatasetSpec(id=dataset_id, env_id=env, content_hash=dataset_id, size=size, task=task)
+    def resolve(dataset_id, choices):
+        env, size = choices.env, choices.size
+        return DatasetSpec(id=dataset_id, env_id=env, content_hash=dataset_id, size=size)
 
     def load(spec, storage, progress):
         random = np.random.default_rng(int(spec.id.removeprefix("noise:")))

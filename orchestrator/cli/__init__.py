@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from typer.exceptions import TyperException
 
 from algorithms.errors import UserError, expected
+from orchestrator.cli.data import data
+from orchestrator.cli.options import StorageOption, console, deployment_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.deployment import Deployment
     from orchestrator.sweep.model import Sweep
 
 # What a command needs beyond these is imported inside it: `--help` and every mistake answer at
@@ -30,24 +30,15 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # typer's exit code of a KeyboardInterrupt
 
-console = Console(markup=False, emoji=False, highlight=False)  # paths may look like markup
 app = typer.Typer(
     help="Experiments with model-based offline reinforcement learning.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(data, name="data")
 
 SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="Sweep file (YAML).")]
-StorageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--storage",
-        metavar="FOLDER",
-        help="Root of everything that is kept (default: $ORCHESTRATOR_STORAGE, else "
-        "~/orchestrator); on a cluster, a path that all nodes share.",
-    ),
-]
 Overrides = Annotated[
     list[str],
     typer.Option(
@@ -107,12 +98,6 @@ def root(
     context.obj = storage
 
 
-def _deployment(context: typer.Context, storage: str | None) -> Deployment:
-    from orchestrator.deployment import Deployment
-
-    return Deployment.from_environment(storage if storage is not None else context.obj)
-
-
 @app.command()
 def plan(
     context: typer.Context,
@@ -127,7 +112,7 @@ def plan(
     from orchestrator.sweep.cell import cells_of
     from orchestrator.sweep.model import load_sweep, parse_overrides
 
-    deployment = _deployment(context, storage)
+    deployment = deployment_of(context, storage)
     sweep = load_sweep(file, parse_overrides(overrides))
     planned = make_plan(sweep, cells_of(sweep), deployment.storage)
     if as_json:
@@ -148,7 +133,7 @@ def run(
     from orchestrator.run import run as train
     from orchestrator.sweep.model import load_sweep, parse_overrides
 
-    deployment = _deployment(context, storage)
+    deployment = deployment_of(context, storage)
     sweep = load_sweep(file, parse_overrides(overrides))
     # `ray job stop` ends a sweep as Ctrl-C does: in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -176,7 +161,7 @@ def report(
     from orchestrator.sweep.cell import cells_of
     from orchestrator.sweep.model import load_sweep, parse_overrides
 
-    deployment = _deployment(context, storage)
+    deployment = deployment_of(context, storage)
     sweep = load_sweep(file, parse_overrides(overrides))
     found = cells_of(sweep, remembered(deployment.storage))
     _print_table(sweep, summary(found, ResultStore(deployment.storage)))
@@ -200,39 +185,11 @@ def export(
     """Write one trained policy to a file that loads with torch alone."""
     from orchestrator.export import USAGE, export_policy
 
-    deployment = _deployment(context, storage)
+    deployment = deployment_of(context, storage)
     path, result = export_policy(cell, seed, out, deployment.storage)
     score = "no score yet" if result.run_score is None else f"score {result.run_score:.1f}"
     print(f"wrote {path}: {result.epochs} epochs, {score}; to use it:")
     print(USAGE.format(path=str(path)))
-
-
-@app.command()
-def data(
-    context: typer.Context,
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="bundled/NAME, d4rl/NAME or file:PATH")
-    ],
-    *,
-    env: Annotated[
-        str | None, typer.Option(help="Environment of a file that does not name its own.")
-    ] = None,
-    size: Annotated[int | None, typer.Option(help="Transitions of bundled data.")] = None,
-    storage: StorageOption = None,
-) -> None:
-    """Generate a data set if it has to be, and describe it."""
-    from algorithms.data.source import load, resolve
-
-    deployment = _deployment(context, storage)
-    spec = resolve(dataset, env=env, size=size)
-    deployment.prepare()
-    loaded = load(spec, deployment.storage)
-    console.print(
-        f"{spec.id}: {spec.env_id}, {len(loaded.reward):,} transitions, "
-        f"mean normalised score of its episodes {loaded.behaviour_score(spec.env_id):.1f}, "
-        f"content {spec.content_hash[:12]}",
-        soft_wrap=True,
-    )
 
 
 @app.command()
@@ -246,7 +203,7 @@ def ui(
     """Serve MLflow's dashboard until Ctrl-C."""
     from orchestrator import dashboard
 
-    return dashboard.serve(_deployment(context, storage), host, port, console)
+    return dashboard.serve(deployment_of(context, storage), host, port, console)
 
 
 @app.command()

@@ -1,0 +1,129 @@
+"""`orchestrator data ...`: which data sets there are, and what is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import StorageOption, console, deployment_of
+
+if TYPE_CHECKING:
+    from algorithms.data.dataset import OfflineDataset
+    from algorithms.data.spec import DatasetSpec
+    from algorithms.storage import Storage
+
+data = typer.Typer(
+    help="List, fetch, show, verify, collect and convert data sets.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+
+Dataset = Annotated[
+    str,
+    typer.Argument(metavar="DATASET", help="bundled/NAME, d4rl/NAME, minari/ID or file:PATH"),
+]
+Env = Annotated[str | None, typer.Option(help="Environment of files that do not name their own.")]
+Size = Annotated[int | None, typer.Option(help="Transitions of bundled data.")]
+Actions = Annotated[
+    str | None,
+    typer.Option(help="What is done to actions beyond the bounds: clip or rescale."),
+]
+Allow = Annotated[list[str], typer.Option(metavar="CHECK", help="Silence a check of plausibility.")]
+
+
+@data.command("list")
+def list_(context: typer.Context, *, storage: StorageOption = None) -> None:
+    """List the data sets that have names, and whether they are at hand."""
+    from orchestrator.report.dataset import catalogue_table
+
+    console.print(catalogue_table(deployment_of(context, storage).storage))
+
+
+@data.command()
+def fetch(
+    context: typer.Context,
+    datasets: Annotated[list[str], typer.Argument(metavar="DATASET...")],
+    *,
+    size: Size = None,
+    storage: StorageOption = None,
+) -> None:
+    """Download or generate data sets, so that nothing has to be when a sweep runs."""
+    deployment = deployment_of(context, storage)
+    deployment.prepare()
+    for dataset_id in datasets:
+        spec, loaded = _load(dataset_id, deployment.storage, size=size)
+        console.print(f"{spec.id}: {len(loaded.reward):,} transitions", soft_wrap=True)
+
+
+@data.command()
+def show(
+    context: typer.Context,
+    dataset: Dataset,
+    *,
+    env: Env = None,
+    size: Size = None,
+    actions: Actions = None,
+    allow: Allow = [],  # noqa: B006 - typer's way
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the picture there (PNG, SVG, PDF).")
+    ] = None,
+    storage: StorageOption = None,
+) -> None:
+    """Describe a data set: episodes, returns, score, plausibility; and draw it."""
+    from orchestrator.report.dataset import describe, write_picture
+
+    deployment = deployment_of(context, storage)
+    deployment.prepare()
+    spec, loaded = _load(
+        dataset, deployment.storage, env=env, size=size, actions=actions, allow=allow
+    )
+    console.print(describe(spec, loaded))
+    if picture is not None:
+        write_picture(spec, loaded, picture)
+        console.print(f"wrote {picture}", soft_wrap=True)
+
+
+@data.command()
+def convert(
+    context: typer.Context,
+    dataset: Dataset,
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help="A new file in D4RL's layout (.hdf5), or minari/ID for Minari's."
+        ),
+    ],
+    *,
+    env: Env = None,
+    size: Size = None,
+    actions: Actions = None,
+    allow: Allow = [],  # noqa: B006 - typer's way
+    storage: StorageOption = None,
+) -> None:
+    """Write any data set that can be read as D4RL's layout or Minari's."""
+    from algorithms.data.convert import write_d4rl, write_minari
+    from algorithms.errors import UserError
+
+    if not out.startswith("minari/") and Path(out).suffix not in (".hdf5", ".h5"):
+        raise UserError(f"{out}: give a file whose name ends in .hdf5, or minari/ID")
+    deployment = deployment_of(context, storage)
+    deployment.prepare()
+    spec, loaded = _load(
+        dataset, deployment.storage, env=env, size=size, actions=actions, allow=allow
+    )
+    if out.startswith("minari/"):
+        write_minari(loaded, spec, out)
+    else:
+        write_d4rl(loaded, spec, Path(out))
+    console.print(f"wrote {out}: {len(loaded.reward):,} transitions", soft_wrap=True)
+
+
+def _load(
+    dataset_id: str, storage: Storage, **choices: object
+) -> tuple[DatasetSpec, OfflineDataset]:
+    from algorithms.data.source import load, resolve
+
+    spec = resolve(dataset_id, **choices)  # type: ignore[arg-type]
+    return spec, load(spec, storage)

@@ -1,0 +1,118 @@
+"""What is in a data set, for a terminal and as one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from algorithms.data.catalog import CATALOG, Bundled
+from algorithms.data.columns import in_bytes
+from algorithms.data.dataset import OfflineDataset
+from algorithms.data.source import at_hand, resolve
+from algorithms.data.spec import DatasetSpec
+from algorithms.environments.table import ENVIRONMENTS
+from algorithms.errors import UserError
+from algorithms.storage import Storage
+from orchestrator.report.table import provenance
+
+BINS, BAR = 10, 40  # of the histogram in a terminal; characters of its longest bar
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def catalogue_table(storage: Storage) -> RenderableType:
+    """The data sets of the catalogue, one row each."""
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("id", "environment", "size", "state"):
+        table.add_column(heading, overflow="fold")
+    for dataset_id, entry in CATALOG.items():
+        if isinstance(entry, Bundled):
+            spec = resolve(dataset_id)
+            state = "at hand" if at_hand(spec, storage) else "generated on first use"
+            table.add_row(dataset_id, spec.env_id, f"{spec.size:,} transitions", state)
+        else:
+            spec = resolve(dataset_id)
+            state = "at hand" if at_hand(spec, storage) else "to be fetched"
+            table.add_row(dataset_id, spec.env_id, in_bytes(entry.bytes), state)
+    return Group(table, "and minari/ID, file:PATH")
+
+
+def describe(spec: DatasetSpec, data: OfflineDataset) -> RenderableType:
+    """Episodes, returns with a histogram, behaviour score, share terminated, plausibility."""
+    env = ENVIRONMENTS[spec.env_id]
+    returns, ends = data.episode_returns(), data.episode_ends
+    lengths = np.diff(ends, prepend=0)
+    terminated = data.terminal[ends - 1] > 0
+    rows = {
+        "environment": spec.env_id,
+        "transitions": f"{len(data.reward):,} ({in_bytes(data.nbytes)} in memory)",
+        "episodes": f"{len(ends):,} complete, {lengths.mean():.0f} steps on average, "
+        f"{lengths.min()} to {lengths.max()}",
+        "ended": f"{terminated.mean():.1%} by the task, the others by a time limit or the end of "
+        "the recording",
+        "returns": f"{returns.mean():.1f} on average, {returns.min():.1f} to {returns.max():.1f}",
+        "score": f"{data.behaviour_score(spec.env_id):.1f} on average, "
+        f"{env.normalized_score(returns.max()):.1f} at best (normalised: 0 random, 100 expert)",
+        "actions": f"{np.abs(data.action).mean():.2f} of the bounds on average, "
+        f"{(np.abs(data.action) > 0.99).mean():.1%} at the bounds",
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    warnings = [f"warning: {text}" for text in spec.warnings]
+    return Group(
+        *provenance(spec), *(warnings or ["no check has anything to say"]), table, _bars(returns)
+    )
+
+
+def _bars(returns: np.ndarray) -> Text:
+    """A histogram of returns."""
+    counts, edges = np.histogram(returns, bins=BINS)
+    lines = [
+        f"{low:>9.0f} to {high:>7.0f}  {'#' * round(BAR * count / counts.max()):<{BAR}} {count:,}"
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+    ]
+    return Text("\n".join(["returns of episodes", *lines]))
+
+
+def write_picture(spec: DatasetSpec, data: OfflineDataset, path: Path) -> None:
+    """Returns, lengths, and the spread of every dimension of observations and actions.
+
+    Raises:
+        UserError: another kind of picture, or the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"{path}: a picture's name ends in {', '.join(PICTURES)}")
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure.suptitle(
+        f"{spec.label}: {len(data.reward):,} transitions of {spec.env_id}, "
+        f"mean score {data.behaviour_score(spec.env_id):.1f}"
+    )
+    axes = figure.subplots(2, 2)
+    scores = ENVIRONMENTS[spec.env_id].normalized_score(data.episode_returns())
+    for axis, values, label in (
+        (axes[0, 0], scores, "normalised score of an episode"),
+        (axes[0, 1], np.diff(data.episode_ends, prepend=0), "steps of an episode"),
+    ):
+        axis.hist(values, bins=50, color="#31688e")
+        axis.set_xlabel(label)
+        axis.set_ylabel("episodes")
+    for axis, values, label in (
+        (axes[1, 0], data.obs, "dimension of observations"),
+        (axes[1, 1], data.action, "dimension of actions"),
+    ):
+        sample = values[:: max(1, len(values) // 20_000)]
+        axis.boxplot(sample, sym="", whis=(1, 99), tick_labels=range(values.shape[1]))
+        axis.set_xlabel(f"{label} (boxes: quartiles; whiskers: 1 % and 99 %)")
+    try:
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
