@@ -124,12 +124,12 @@ def plan(
 ) -> None:
     """Show what `run` would do."""
     from orchestrator.plan import make_plan
-    from orchestrator.sweep.cell import cells_of
+    from orchestrator.sweep.cell import cells_of, resolve_in
     from orchestrator.sweep.model import load_sweep, parse_overrides
 
-    deployment = _deployment(context, storage)
+    kept = _deployment(context, storage).storage
     sweep = load_sweep(file, parse_overrides(overrides))
-    planned = make_plan(sweep, cells_of(sweep), deployment.storage)
+    planned = make_plan(sweep, cells_of(sweep, resolve_in(kept)), kept)
     if as_json:
         print(json.dumps(planned.to_json(), indent=2))
     else:
@@ -220,12 +220,12 @@ def data(
     size: Annotated[int | None, typer.Option(help="Transitions of bundled data.")] = None,
     storage: StorageOption = None,
 ) -> None:
-    """Generate a data set if it has to be, and describe it."""
+    """Generate or download a data set if it has to be, and describe it."""
     from algorithms.data.source import load, resolve
 
     deployment = _deployment(context, storage)
-    spec = resolve(dataset, env=env, size=size)
     deployment.prepare()
+    spec = resolve(dataset, env=env, size=size, storage=deployment.storage)
     loaded = load(spec, deployment.storage)
     console.print(
         f"{spec.id}: {spec.env_id}, {len(loaded.reward):,} transitions, "

@@ -16,7 +16,15 @@ from algorithms.errors import UserError, expected
 from algorithms.storage import Storage, is_file
 
 
-def resolve(dataset_id: str, *, env: str | None, size: int | None, task: str | None) -> DatasetSpec:
+def resolve(
+    dataset_id: str,
+    *,
+    env: str | None,
+    size: int | None,
+    task: str | None,
+    storage: Storage | None,
+) -> DatasetSpec:
+    del storage
     refuse_size(dataset_id, size)
     path = absolute_path(dataset_id)
     env_id = hdf5.read_env_id(path) if env is None else env
@@ -64,6 +72,11 @@ def missing(spec: DatasetSpec, storage: Storage) -> str | None:
 
 def at_hand(spec: DatasetSpec, storage: Storage) -> bool:
     return missing(spec, storage) is None
+
+
+def to_download(spec: DatasetSpec, storage: Storage) -> int:
+    del spec, storage
+    return 0
 
 
 def load(spec: DatasetSpec, storage: Storage, progress: Progress | None) -> OfflineDataset:

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 
 from rich.progress import Progress
 
-from algorithms.data.catalog import CATALOG, TASKS
+from algorithms.data.catalog import CATALOG, TASKS, full_id
 from algorithms.data.hdf5 import OfflineDataset
 from algorithms.data.spec import FILE_PREFIX, DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS
@@ -29,12 +29,20 @@ class DataSource(Protocol):
     """What a kind of data has to say; the functions below say what each of these means."""
 
     def resolve(
-        self, dataset_id: str, *, env: str | None, size: int | None, task: str | None
+        self,
+        dataset_id: str,
+        *,
+        env: str | None,
+        size: int | None,
+        task: str | None,
+        storage: Storage | None,
     ) -> DatasetSpec: ...
 
     def missing(self, spec: DatasetSpec, storage: Storage) -> str | None: ...
 
     def at_hand(self, spec: DatasetSpec, storage: Storage) -> bool: ...
+
+    def to_download(self, spec: DatasetSpec, storage: Storage) -> int: ...
 
     def load(
         self, spec: DatasetSpec, storage: Storage, progress: Progress | None
@@ -59,16 +67,20 @@ def resolve(
     env: str | None = None,
     size: int | None = None,
     task: str | None = None,
+    storage: Storage | None = None,
 ) -> DatasetSpec:
     """The data set of that name; a file of one's own is read and checked.
 
-    Nothing is generated, and a file of D4RL's need not be there: `missing` tells.
+    Nothing is generated, and a file of D4RL's need not be there, unless its hash is not known:
+    then it is downloaded.
 
     Args:
-        dataset_id: a key of `CATALOG`, or `file:PATH` of an HDF5 file in D4RL's layout.
+        dataset_id: a key of `CATALOG`, one of D4RL's own names (`hopper-medium-v2`), or
+            `file:PATH` of an HDF5 file in D4RL's layout.
         env: environment of a file that does not name its own.
         size: transitions of bundled data, 1,000 to 1,000,000 (default 100,000).
         task: the key of `TASKS` that a file of one's own stands in for; no part of its identity.
+        storage: where files are downloaded to; by default $ORCHESTRATOR_STORAGE.
 
     Raises:
         UserError: unknown name, environment or task, or a file that is missing, damaged or
@@ -78,16 +90,21 @@ def resolve(
         raise UserError(expected("env", env, ENVIRONMENTS))
     if task is not None and task not in TASKS:
         raise UserError(expected("task", task, TASKS))
-    return source_of(dataset_id).resolve(dataset_id, env=env, size=size, task=task)
+    dataset_id = full_id(dataset_id)
+    source = source_of(dataset_id)
+    return source.resolve(dataset_id, env=env, size=size, task=task, storage=storage)
 
 
 def load(spec: DatasetSpec, storage: Storage, progress: Progress | None = None) -> OfflineDataset:
-    """The transitions of a data set; bundled data is made on first use and kept in `storage`.
+    """The transitions of a data set.
+
+    Bundled data is made on first use, D4RL's downloaded, and kept in `storage`.
 
     Args:
         spec: from `resolve`.
         storage: where all is that is kept between runs.
-        progress: display to add a bar to where data must be made; by default a new one on stderr.
+        progress: display to add a bar to where data must be made or downloaded; by default a new
+            one on stderr.
 
     Raises:
         UserError: a file that is missing, or is not the one that `spec` says.
@@ -104,8 +121,13 @@ def missing(spec: DatasetSpec, storage: Storage) -> str | None:
 
 
 def at_hand(spec: DatasetSpec, storage: Storage) -> bool:
-    """Whether `load` only has to read, with nothing to generate first."""
+    """Whether `load` only has to read, with nothing to generate or download first."""
     return source_of(spec.id).at_hand(spec, storage)
+
+
+def to_download(spec: DatasetSpec, storage: Storage) -> int:
+    """Bytes that `load` has to download first; 0 where it has nothing to."""
+    return source_of(spec.id).to_download(spec, storage)
 
 
 def of_catalog(
