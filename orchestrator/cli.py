@@ -224,8 +224,8 @@ def data(
     from algorithms.data.source import load, resolve
 
     deployment = _deployment(context, storage)
-    deployment.prepare()
     spec = resolve(dataset, env=env, size=size, storage=deployment.storage)
+    deployment.prepare()
     loaded = load(spec, deployment.storage)
     console.print(
         f"{spec.id}: {spec.env_id}, {len(loaded.reward):,} transitions, "

@@ -17,7 +17,7 @@ def noise(monkeypatch):
     """A source of random data, `noise:SEED`, as a module and a row."""
     module = types.ModuleType("noise")
 
-    def resolve(dataset_id, *, env, size, task):
+    def resolve(dataset_id, *, env, size, task, storage):
         return DatasetSpec(id=dataset_id, env_id=env, content_hash=dataset_id, size=size, task=task)
 
     def load(spec, storage, progress):
@@ -30,6 +30,7 @@ def noise(monkeypatch):
     module.resolve, module.load = resolve, load
     module.missing = lambda spec, storage: None
     module.at_hand = lambda spec, storage: True
+    module.to_download = lambda spec, storage: 0
     monkeypatch.setitem(source.SOURCES, "noise:", "a.module.of.its.own")
     monkeypatch.setattr(source, "import_module", lambda name: module)
 
