@@ -13,7 +13,7 @@ from algorithms.loading import load_plugins
 from orchestrator.deployment import Deployment
 from orchestrator.plan import Plan, make_plan
 from orchestrator.results import ResultStore, SeedResult, remembered
-from orchestrator.sweep.cell import Cell, cells_of
+from orchestrator.sweep.cell import Cell, cells_of, resolve_in
 from orchestrator.sweep.model import Sweep, load_sweep
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class Experiment:
             UserError: a data set is unknown or unreadable.
         """
         load_plugins(self.sweep.loaded_plugins)  # another sweep's may have been loaded since
-        return make_plan(self.sweep, cells_of(self.sweep), self.deployment.storage)
+        storage = self.deployment.storage
+        return make_plan(self.sweep, cells_of(self.sweep, resolve_in(storage)), storage)
 
     def run(self) -> pd.DataFrame:
         """Train what is missing; returns `results()`.

@@ -9,9 +9,10 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 
-from algorithms.data.source import at_hand, missing
+from algorithms.data.source import at_hand, missing, to_download
 from algorithms.data.spec import DatasetSpec
 from algorithms.dynamics.spec import EnsembleSpec, is_published
 from algorithms.presets import PRESETS
@@ -126,6 +127,7 @@ class Plan:
     cells: tuple[CellPlan, ...]
     ensembles: tuple[EnsemblePlan, ...]
     datasets_to_generate: tuple[DatasetSpec, ...]
+    datasets_to_download: Mapping[DatasetSpec, int]  # and their bytes
     missing_data: tuple[str, ...]  # for each file that a job lacks, where to put it
 
     @property
@@ -161,6 +163,10 @@ class Plan:
             parts.append(f"{_count(len(self.ensembles_to_train), 'dynamics ensemble')} to train")
         if self.datasets_to_generate:
             parts.append(f"{_count(len(self.datasets_to_generate), 'data set')} to generate")
+        if self.datasets_to_download:
+            size = decimal(sum(self.datasets_to_download.values()))
+            count = _count(len(self.datasets_to_download), "data set")
+            parts.append(f"{count} to download ({size})")
         text = f"to run: {', '.join(parts)}; {self.gradient_steps:,} gradient steps"
         if lost := sum(len(cell.lost) for cell in self.cells):
             text += f"; {_count(lost, 'seed')} of these start anew: their checkpoints are gone"
@@ -175,6 +181,10 @@ class Plan:
             "cells": [cell.to_json() for cell in self.cells],
             "ensembles": [ensemble.to_json() for ensemble in self.ensembles],
             "datasets_to_generate": [dataset.id for dataset in self.datasets_to_generate],
+            "datasets_to_download": [
+                {"id": dataset.id, "bytes": size}
+                for dataset, size in self.datasets_to_download.items()
+            ],
             "missing_data": list(self.missing_data),
             "data": list(self.data_lines),
             "plugins": [
@@ -277,6 +287,8 @@ def make_plan(sweep: Sweep, cells: list[Cell], storage: Storage) -> Plan:
     jobs = [job for entry in planned for job in entry.jobs]
     needed = {key for job in jobs for key in job.ensemble_keys}
     datasets = {job.cell.dataset.content_hash: job.cell.dataset for job in jobs}.values()
+    lacking = {d: missing(d, storage) for d in datasets}
+    downloads = ((d, to_download(d, storage)) for d in datasets if lacking[d] is None)
     return Plan(
         sweep=sweep,
         cells=planned,
@@ -289,7 +301,8 @@ def make_plan(sweep: Sweep, cells: list[Cell], storage: Storage) -> Plan:
             for key, spec in specs.items()
         ),
         datasets_to_generate=tuple(d for d in datasets if d.recipe and not at_hand(d, storage)),
-        missing_data=tuple(filter(None, (missing(d, storage) for d in datasets))),
+        datasets_to_download={d: size for d, size in downloads if size},
+        missing_data=tuple(filter(None, lacking.values())),
     )
 
 

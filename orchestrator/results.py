@@ -199,7 +199,7 @@ def remembered(storage: Storage) -> Resolve:
         content = storage.get(_dataset(entry)) if entry.id.startswith(FILE_PREFIX) else None
         spec = None if content is None else DatasetSpec.model_validate_json(content)
         # Its environment may have been a plugin's that the sweep no longer names.
-        return spec if spec and spec.env_id in ENVIRONMENTS else resolve_entry(entry)
+        return spec if spec and spec.env_id in ENVIRONMENTS else resolve_entry(entry, storage)
 
     return resolve
 

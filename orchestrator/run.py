@@ -45,7 +45,7 @@ def run(sweep: Sweep, deployment: Deployment, console: Console) -> Outcome:
     resolved: dict[DatasetEntry, DatasetSpec] = {}
 
     def resolve(entry: DatasetEntry) -> DatasetSpec:
-        resolved[entry] = resolve_entry(entry)
+        resolved[entry] = resolve_entry(entry, deployment.storage)
         return resolved[entry]
 
     found = cells_of(sweep, resolve)
@@ -79,7 +79,7 @@ def _train(plan: Plan, deployment: Deployment, console: Console) -> list[str]:
 
         for job in plan.jobs:
             check_on_made_up_input(job.cell.settings, job.cell.dataset.env_id)
-    for dataset in plan.datasets_to_generate:
+    for dataset in (*plan.datasets_to_generate, *plan.datasets_to_download):
         load(dataset, deployment.storage)
     # Ray, torch and MLflow take seconds to import: not where there is nothing to train.
     from orchestrator import tune

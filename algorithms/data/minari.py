@@ -31,8 +31,9 @@ PREFIX = "minari/"
 HDF5_FILE, METADATA = "main_data.hdf5", "metadata.json"
 
 
-def resolve(dataset_id: str, choices: Choices) -> DatasetSpec:
+def resolve(dataset_id: str, choices: Choices, storage: Storage | None) -> DatasetSpec:
     """Download the data set where it is not there yet, understand it, and check it."""
+    del storage
     refuse_size(dataset_id, choices.size)
     dataset = _open(dataset_id)
     env_id = choices.env or (dataset.env_spec.id if dataset.env_spec else "")
@@ -51,6 +52,11 @@ def missing(spec: DatasetSpec, storage: Storage) -> None:
 def at_hand(spec: DatasetSpec, storage: Storage) -> bool:
     del storage
     return _data_path(spec.id).is_dir()
+
+
+def to_download(spec: DatasetSpec, storage: Storage) -> int:
+    del spec, storage
+    return 0
 
 
 def load(spec: DatasetSpec, storage: Storage, progress: Progress | None) -> OfflineDataset:

@@ -12,7 +12,7 @@ from typing import Literal, Protocol, cast
 
 from rich.progress import Progress
 
-from algorithms.data.catalog import CATALOG, TASKS
+from algorithms.data.catalog import CATALOG, TASKS, full_id
 from algorithms.data.dataset import OfflineDataset
 from algorithms.data.mapped import load_shared
 from algorithms.data.spec import FILE_PREFIX, Choices, DatasetSpec
@@ -32,11 +32,15 @@ CATALOGUED = ("bundled/", "d4rl/")  # all whose names `CATALOG` has
 class DataSource(Protocol):
     """What a kind of data has to say; the functions below say what each of these means."""
 
-    def resolve(self, dataset_id: str, choices: Choices) -> DatasetSpec: ...
+    def resolve(
+        self, dataset_id: str, choices: Choices, storage: Storage | None
+    ) -> DatasetSpec: ...
 
     def missing(self, spec: DatasetSpec, storage: Storage) -> str | None: ...
 
     def at_hand(self, spec: DatasetSpec, storage: Storage) -> bool: ...
+
+    def to_download(self, spec: DatasetSpec, storage: Storage) -> int: ...
 
     def load(
         self, spec: DatasetSpec, storage: Storage, progress: Progress | None
@@ -63,19 +67,23 @@ def resolve(
     task: str | None = None,
     actions: Literal["clip", "rescale"] | None = None,
     allow: Sequence[str] = (),
+    storage: Storage | None = None,
 ) -> DatasetSpec:
     """The data set of that name; files of one's own are read and checked.
 
-    Nothing is generated, and a file of D4RL's need not be there: `missing` tells.
+    Nothing is generated, and a file of D4RL's need not be there, unless its hash is not known:
+    then it is downloaded.
 
     Args:
-        dataset_id: a key of `CATALOG`, or `file:PATH` of files of one's own.
+        dataset_id: a key of `CATALOG`, one of D4RL's own names (`hopper-medium-v2`),
+            `minari/ID`, or `file:PATH` of files of one's own.
         env: environment of files that do not name their own.
         size: transitions of bundled data, 1,000 to 1,000,000 (default 100,000).
         task: the key of `TASKS` that files of one's own stand in for; no part of their identity.
         actions: what is done to actions beyond the environment's bounds; by default they are
             refused.
         allow: names of `checks.CHECKS` that are silenced.
+        storage: where files are downloaded to; by default $ORCHESTRATOR_STORAGE.
 
     Raises:
         UserError: unknown name, environment or task; files that are missing, damaged, in no
@@ -86,18 +94,22 @@ def resolve(
         raise UserError(expected("env", env, ENVIRONMENTS))
     if task is not None and task not in TASKS:
         raise UserError(expected("task", task, TASKS))
-    return source_of(dataset_id).resolve(dataset_id, choices)
+    dataset_id = full_id(dataset_id)
+    return source_of(dataset_id).resolve(dataset_id, choices, storage)
 
 
 def load(spec: DatasetSpec, storage: Storage, progress: Progress | None = None) -> OfflineDataset:
-    """The transitions of a data set; bundled data is made on first use and kept in `storage`.
+    """The transitions of a data set.
+
+    Bundled data is made on first use, D4RL's downloaded, and kept in `storage`.
 
     A large one is mapped into memory, so that processes share it.
 
     Args:
         spec: from `resolve`.
         storage: where all is that is kept between runs.
-        progress: display to add a bar to where data must be made; by default a new one on stderr.
+        progress: display to add a bar to where data must be made or downloaded; by default a new
+            one on stderr.
 
     Raises:
         UserError: a file that is missing, or is not the one that `spec` says.
@@ -115,8 +127,13 @@ def missing(spec: DatasetSpec, storage: Storage) -> str | None:
 
 
 def at_hand(spec: DatasetSpec, storage: Storage) -> bool:
-    """Whether `load` only has to read, with nothing to generate first."""
+    """Whether `load` only has to read, with nothing to generate or download first."""
     return source_of(spec.id).at_hand(spec, storage)
+
+
+def to_download(spec: DatasetSpec, storage: Storage) -> int:
+    """Bytes that `load` has to download first; 0 where it has nothing to."""
+    return source_of(spec.id).to_download(spec, storage)
 
 
 def of_catalog(dataset_id: str, spec: DatasetSpec, choices: Choices) -> DatasetSpec:

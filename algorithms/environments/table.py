@@ -52,8 +52,13 @@ def walker2d(next_obs: Tensor) -> Tensor:
 
 
 def never(next_obs: Tensor) -> Tensor:
-    """No state ends an episode (half-cheetah)."""
+    """No state ends an episode (half-cheetah; Adroit's door, hammer and relocate)."""
     return next_obs.new_zeros(next_obs.shape[:-1]).bool()
+
+
+def pen(next_obs: Tensor) -> Tensor:
+    """The pen has been dropped: its height, obs[26], is below 0.075 (D4RL's `pen_v0.py`)."""
+    return next_obs[..., 26] < 0.075
 
 
 UNIT_BOUNDS = (-1.0, 1.0)  # of policies' actions
@@ -74,6 +79,8 @@ class Environment(NamedTuple):
     termination: Termination | None  # None: learned from the data's `terminals`
     action_low: float = -1.0  # of every dimension, in the environment's own units
     action_high: float = 1.0
+    # Takes the arguments of `gymnasium.make`, in whose place it is called.
+    make: Callable[..., gymnasium.Env[Any, Any]] | None = None
 
     @property
     def action_bounds(self) -> tuple[float, float]:
@@ -100,12 +107,27 @@ class Environment(NamedTuple):
         return (action + 1.0) * half + self.action_low
 
 
+def adroit(env_id: str, **arguments: Any) -> gymnasium.Env[Any, Any]:
+    """An Adroit task as D4RL has it, of the optional package `gymnasium-robotics`."""
+    from algorithms.environments.adroit import make
+
+    return make(env_id, **arguments)
+
+
 ENVIRONMENTS: Registry[Environment] = Registry("environment")
 # Limits: `gymnasium.envs.mujoco`. Returns: D4RL (Fu et al. 2020, arXiv 2004.07219), d4rl/infos.py;
 # the same for all its versions.
 ENVIRONMENTS.add("Hopper-v4", Environment(11, 3, -20.272305, 3234.3, 1000, hopper))
 ENVIRONMENTS.add("Walker2d-v4", Environment(17, 6, 1.629008, 4592.3, 1000, walker2d))
 ENVIRONMENTS.add("HalfCheetah-v4", Environment(17, 6, -280.178953, 12135.0, 1000, never))
+# Limits and ends: d4rl/hand_manipulation_suite.
+for _env_id, _row in {
+    "AdroitHandPen-v1": Environment(45, 24, 96.262799, 3076.8331017826877, 100, pen),
+    "AdroitHandHammer-v1": Environment(46, 26, -274.856578, 12794.134825156867, 200, never),
+    "AdroitHandDoor-v1": Environment(39, 28, -56.512833, 2880.5693087298737, 200, never),
+    "AdroitHandRelocate-v1": Environment(39, 30, -6.425911, 4233.877797728884, 200, never),
+}.items():
+    ENVIRONMENTS.add(_env_id, _row._replace(make=adroit))
 
 
 def normalized_score(env_id: str, episode_return: Return) -> Return:
@@ -119,7 +141,8 @@ def make_env(env_id: str) -> gymnasium.Env[Any, Any]:
     Its actions are in [-1, 1]^A, as those of policies and data are.
 
     Raises:
-        UserError: Gymnasium cannot make it, or its sizes or bounds are not those of its row.
+        UserError: Gymnasium cannot make it, it needs a package that is not there, or its sizes
+            or bounds are not those of its row.
     """
     import gymnasium
 
@@ -127,10 +150,11 @@ def make_env(env_id: str) -> gymnasium.Env[Any, Any]:
     with warnings.catch_warnings():
         # v4 on purpose: the physics and rewards of D4RL's tasks, which v5 changes.
         warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
+        make = row.make or gymnasium.make
         try:
-            env = gymnasium.make(
-                env_id, disable_env_checker=True, max_episode_steps=row.max_episode_steps
-            )
+            env = make(env_id, disable_env_checker=True, max_episode_steps=row.max_episode_steps)
+        except UserError:
+            raise
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"environment {env_id}: Gymnasium cannot make it: {reason}") from error

@@ -158,7 +158,10 @@ class OfflineConfig(AlgorithmConfig):
 
     def _use_dataset(self, dataset: str | DatasetSpec) -> None:
         self.load_plugins()
-        spec = dataset if isinstance(dataset, DatasetSpec) else resolve(dataset, env=self.env)
+        if isinstance(dataset, DatasetSpec):
+            spec = dataset
+        else:
+            spec = resolve(dataset, env=self.env, storage=self.storage)
         self.job["dataset"] = spec.model_dump(mode="json")
 
     def load_plugins(self) -> None:

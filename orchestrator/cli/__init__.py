@@ -109,12 +109,12 @@ def plan(
 ) -> None:
     """Show what `run` would do."""
     from orchestrator.plan import make_plan
-    from orchestrator.sweep.cell import cells_of
+    from orchestrator.sweep.cell import cells_of, resolve_in
     from orchestrator.sweep.model import load_sweep, parse_overrides
 
-    deployment = deployment_of(context, storage)
+    kept = deployment_of(context, storage).storage
     sweep = load_sweep(file, parse_overrides(overrides))
-    planned = make_plan(sweep, cells_of(sweep), deployment.storage)
+    planned = make_plan(sweep, cells_of(sweep, resolve_in(kept)), kept)
     if as_json:
         print(json.dumps(planned.to_json(), indent=2))
     else:

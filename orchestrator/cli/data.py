@@ -125,5 +125,5 @@ def _load(
 ) -> tuple[DatasetSpec, OfflineDataset]:
     from algorithms.data.source import load, resolve
 
-    spec = resolve(dataset_id, **choices)  # type: ignore[arg-type]
+    spec = resolve(dataset_id, storage=storage, **choices)  # type: ignore[arg-type]
     return spec, load(spec, storage)

@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from algorithms.data.catalog import CATALOG, Bundled
+from algorithms.data import d4rl
+from algorithms.data.catalog import CATALOG, D4RL, Bundled
 from algorithms.data.columns import in_bytes
 from algorithms.data.dataset import OfflineDataset
 from algorithms.data.source import at_hand, resolve
@@ -30,15 +31,18 @@ def catalogue_table(storage: Storage) -> RenderableType:
     for heading in ("id", "environment", "size", "state"):
         table.add_column(heading, overflow="fold")
     for dataset_id, entry in CATALOG.items():
-        if isinstance(entry, Bundled):
-            spec = resolve(dataset_id)
-            state = "at hand" if at_hand(spec, storage) else "generated on first use"
-            table.add_row(dataset_id, spec.env_id, f"{spec.size:,} transitions", state)
-        else:
-            spec = resolve(dataset_id)
-            state = "at hand" if at_hand(spec, storage) else "to be fetched"
-            table.add_row(dataset_id, spec.env_id, in_bytes(entry.bytes), state)
+        table.add_row(dataset_id, entry.env_id, *_size_and_state(dataset_id, entry, storage))
     return Group(table, "and minari/ID, file:PATH")
+
+
+def _size_and_state(dataset_id: str, entry: Bundled | D4RL, storage: Storage) -> tuple[str, str]:
+    if isinstance(entry, D4RL):
+        there = bool(d4rl.present(dataset_id, storage))
+        size = in_bytes(entry.bytes) if entry.bytes is not None else "not known yet"
+        return size, "at hand" if there else "downloaded on first use"
+    spec = resolve(dataset_id)
+    state = "at hand" if at_hand(spec, storage) else "generated on first use"
+    return f"{spec.size:,} transitions", state
 
 
 def describe(spec: DatasetSpec, data: OfflineDataset) -> RenderableType:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from algorithms import ALGORITHMS
@@ -19,6 +20,7 @@ from algorithms.identity import content_key, ensemble_seed
 from algorithms.presets import preset_settings
 from algorithms.registry import Origin
 from algorithms.settings import EnsembleSettings, OfflineSettings
+from algorithms.storage import Storage
 from orchestrator.sweep.model import DatasetEntry, Sweep
 from orchestrator.sweep.variants import Variant, slug
 
@@ -110,15 +112,21 @@ class Cell:
 Resolve = Callable[[DatasetEntry], DatasetSpec]
 
 
-def resolve_entry(entry: DatasetEntry) -> DatasetSpec:
+def resolve_entry(entry: DatasetEntry, storage: Storage | None = None) -> DatasetSpec:
     """The data set of an entry of a sweep; a file of one's own is read and checked.
 
-    So is an environment that a plugin brings along: it is made once.
+    So is an environment that a plugin brings along, or that needs a package which may be missing:
+    it is made once.
     """
-    dataset = resolve(entry.id, **entry.model_dump(exclude={"id"}))
-    if ENVIRONMENTS.origin(dataset.env_id):
+    dataset = resolve(entry.id, **entry.model_dump(exclude={"id"}), storage=storage)
+    if ENVIRONMENTS.origin(dataset.env_id) or ENVIRONMENTS[dataset.env_id].make:
         make_env(dataset.env_id).close()
     return dataset
+
+
+def resolve_in(storage: Storage) -> Resolve:
+    """Resolves entries; what has to be downloaded for that is kept in `storage`."""
+    return partial(resolve_entry, storage=storage)
 
 
 def cells_of(sweep: Sweep, resolve: Resolve = resolve_entry) -> list[Cell]:

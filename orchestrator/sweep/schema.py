@@ -10,7 +10,7 @@ from typing import Any
 
 from algorithms import ALGORITHMS
 from algorithms.combo.conservatism import IMPORTANCE, PRIORS
-from algorithms.data.catalog import CATALOG, TASKS
+from algorithms.data.catalog import CATALOG, D4RL_FILES, TASKS
 from algorithms.data.spec import FILE_PREFIX
 from algorithms.dynamics.penalties import PENALTIES
 from algorithms.environments.table import ENVIRONMENTS
@@ -90,7 +90,8 @@ def _names(table: Any) -> dict[str, Any]:
 
 
 def _dataset() -> dict[str, Any]:
-    name = {"anyOf": [{"enum": list(CATALOG)}, {"type": "string", "pattern": f"^{FILE_PREFIX}"}]}
+    names = [*CATALOG, *D4RL_FILES]
+    name = {"anyOf": [{"enum": names}, {"type": "string", "pattern": f"^{FILE_PREFIX}"}]}
     entry = DatasetEntry.model_json_schema(mode="validation")
     keys = entry["properties"] | {"id": name, "task": {"enum": list(TASKS)}}
     keys["env"] = _names(ENVIRONMENTS)

@@ -29,6 +29,12 @@ KNOWN = {
     ("mopo_v0", "mopo", "hopper-medium"): {"actor_lr": 3e-4, "actor_lr_schedule": "constant"},
 }
 
+NINE = {
+    f"{robot}-{level}"
+    for robot in ("hopper", "walker2d", "halfcheetah")
+    for level in ("medium", "medium-replay", "medium-expert")
+}
+
 
 @pytest.mark.parametrize(("preset", "algorithm", "task"), KNOWN)
 def test_known_values(preset, algorithm, task):
@@ -38,7 +44,9 @@ def test_known_values(preset, algorithm, task):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_table_has_every_task_and_settings_that_its_algorithm_accepts(preset):
+def test_every_table_has_the_nine_tasks_of_the_papers_and_settings_that_its_algorithm_accepts(
+    preset,
+):
     tables = {
         name: row.presets[preset]
         for name, row in ALGORITHMS.items()
@@ -46,7 +54,7 @@ def test_every_table_has_every_task_and_settings_that_its_algorithm_accepts(pres
     }
     assert "mopo" in tables
     for algorithm, table in tables.items():
-        assert table.keys() == TASKS.keys()
+        assert table.keys() == NINE <= TASKS.keys()
         for task in table:
             values = preset_settings(preset, algorithm, task)
             settings = ALGORITHMS[algorithm].settings(**values)

@@ -168,8 +168,9 @@ def test_a_second_run_trains_nothing_and_says_so(
 
 
 def test_data_that_is_missing_is_told_before_anything_starts(
-    in_process, sweep_file, quickstart, storage, training, capsys
+    in_process, sweep_file, quickstart, storage, training, capsys, monkeypatch
 ):
+    monkeypatch.setenv("ORCHESTRATOR_OFFLINE", "1")
     quickstart["datasets"] = ["d4rl/hopper-medium-v2", "d4rl/walker2d-medium-v2"]
     sweep_file.write_text(yaml.safe_dump(quickstart))
     assert in_process("plan", sweep_file) == 0

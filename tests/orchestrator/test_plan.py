@@ -163,10 +163,28 @@ def test_a_file_is_never_to_be_generated(quickstart, plan, hopper_file):
     assert plan(quickstart).datasets_to_generate == ()
 
 
-def test_a_file_of_d4rls_that_is_not_there_is_missing_until_nothing_needs_it(
+def test_a_file_of_d4rls_that_is_not_there_is_downloaded_until_nothing_needs_it(
     quickstart, expand, plan, finish, storage
 ):
+    quickstart |= {"datasets": ["hopper-medium-replay-v2", "bundled/hopper-medium"]}
+    planned = plan(quickstart)
+    assert planned.missing_data == ()
+    assert "1 data set to generate, 1 data set to download (75.9 MB);" in planned.summary()
+    assert planned.to_json()["datasets_to_download"] == [
+        {"id": "d4rl/hopper-medium-replay-v2", "bytes": 75_854_457}
+    ]
+    for trial in expand(quickstart):
+        finish(trial, 0)
+        finish(trial, 1, position=1)
+    assert "download" not in plan(quickstart).summary()
+
+
+def test_a_file_of_d4rls_that_is_not_there_is_missing_offline_until_nothing_needs_it(
+    quickstart, expand, plan, finish, storage, monkeypatch
+):
+    monkeypatch.setenv("ORCHESTRATOR_OFFLINE", "1")
     quickstart |= {"datasets": ["d4rl/hopper-medium-v2", "bundled/hopper-medium"]}
+    assert plan(quickstart).datasets_to_download == {}
     (sentence,) = plan(quickstart).missing_data
     assert "hopper_medium-v2.hdf5" in sentence
     assert str(storage) in sentence
@@ -176,7 +194,8 @@ def test_a_file_of_d4rls_that_is_not_there_is_missing_until_nothing_needs_it(
     assert plan(quickstart).missing_data == ()
 
 
-def test_missing_data_the_preset_and_equal_rows_are_shown(quickstart, plan):
+def test_missing_data_the_preset_and_equal_rows_are_shown(quickstart, plan, monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_OFFLINE", "1")
     quickstart |= {
         "datasets": ["d4rl/walker2d-medium-v2"],
         "preset": "offlinerlkit_v2",

@@ -30,7 +30,8 @@ GENERATOR_VERSION = 1
 MIN_SIZE, MAX_SIZE = 1_000, 1_000_000
 
 
-def resolve(dataset_id: str, choices: Choices) -> DatasetSpec:
+def resolve(dataset_id: str, choices: Choices, storage: Storage | None) -> DatasetSpec:
+    del storage
     entry = CATALOG[dataset_id]
     assert isinstance(entry, Bundled)
     size = DEFAULT_SIZE if choices.size is None else choices.size
@@ -79,6 +80,11 @@ def at_hand(spec: DatasetSpec, storage: Storage) -> bool:
 def cache_name(spec: DatasetSpec) -> str:
     """Where the generated data set is kept in a storage."""
     return f"data/{spec.slug}-{spec.content_hash[:12]}.hdf5"
+
+
+def to_download(spec: DatasetSpec, storage: Storage) -> int:
+    del spec, storage
+    return 0
 
 
 def load(spec: DatasetSpec, storage: Storage, progress: Progress | None) -> OfflineDataset:

@@ -17,7 +17,7 @@ def noise(monkeypatch):
     """A source of random data, `noise:SEED`, as a module and a row."""
     module = types.ModuleType("noise")
 
-    def resolve(dataset_id, choices):
+    def resolve(dataset_id, choices, storage):
         env, size = choices.env, choices.size
         return DatasetSpec(id=dataset_id, env_id=env, content_hash=dataset_id, size=size)
 
@@ -31,6 +31,7 @@ def noise(monkeypatch):
     module.resolve, module.load = resolve, load
     module.missing = lambda spec, storage: None
     module.at_hand = lambda spec, storage: True
+    module.to_download = lambda spec, storage: 0
     monkeypatch.setitem(source.SOURCES, "noise:", "a.module.of.its.own")
     monkeypatch.setattr(source, "import_module", lambda name: module)
 

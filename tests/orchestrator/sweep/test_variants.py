@@ -358,4 +358,5 @@ def test_the_papers_tables_have_their_cells(name, rows, storage):
         len({seed_result for c in cells for seed_result in map(c.result_key, c.seeds)}) == rows * 30
     )
     assert len(planned.ensembles_to_train) == 6 * 5  # whatever the variants
-    assert len(planned.missing_data) == 6
+    assert len(planned.datasets_to_download) == 6
+    assert planned.missing_data == ()
