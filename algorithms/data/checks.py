@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from algorithms.data.columns import ALIASES, FLAGS, Columns
+from algorithms.data.columns import ALIASES, ATOL, FLAGS, RTOL, Columns
 from algorithms.data.dataset import OfflineDataset
 from algorithms.environments.table import ENVIRONMENTS, Environment
 from algorithms.errors import UserError, expected
@@ -22,7 +22,6 @@ Severity = Literal["error", "warning"]
 
 MIN_ROWS = 256  # a batch at its default size
 RANGE_TOLERANCE = 1e-3  # of half the range of actions: float32 and squashing round
-RTOL, ATOL = 1e-4, 1e-5  # float32 that was written as text, or by another program
 MANY_MISMATCHES = 0.01  # of the rows inside episodes
 MANY_TERMINALS = 0.5  # of all rows
 UNUSUAL_SCORE, IMPOSSIBLE_SCORE = 200.0, 1000.0  # normalised; published experts stay below 200

@@ -22,6 +22,8 @@ REQUIRED = ("observations", "actions", "rewards")
 FLAGS = ("terminals", "timeouts")
 # Other names of a column: Gymnasium's and Minari's.
 ALIASES = {"terminations": "terminals", "truncations": "timeouts"}
+RTOL, ATOL = 1e-4, 1e-5  # of equal observations: float32 that went through text or another program
+MANY_BREAKS = 0.1  # of all rows: an average episode of ten steps
 # Of the machine's memory: the columns as stored, their float32 copies and the result must fit.
 MOST_OF_MEMORY = 0.3
 NAMES = (*REQUIRED, "next_observations", *FLAGS, *ALIASES)
@@ -78,9 +80,14 @@ def _transitions(
     if "timeouts" not in arrays or not (terminal | timeout).any():
         derived.append("timeouts")
         limit = env.max_episode_steps
-        timeout = _time_limits(terminal, limit)
+        breaks = _breaks(numbers) & ~terminal
+        timeout = _time_limits(terminal | breaks, limit) | breaks
         why = "has no timeouts" if "timeouts" not in arrays else "marks no end of an episode"
-        notes.append(f"{where} {why}: episodes end after {limit} steps, {env_id}'s limit")
+        where_else = " and where next_observations does not continue in the next row"
+        notes.append(
+            f"{where} {why}: episodes end after {limit} steps, {env_id}'s limit"
+            f"{f',{where_else} ({breaks.sum():,} rows)' if breaks.any() else ''}"
+        )
     if not (terminal | timeout).any():
         raise UserError(
             f"{where}: no episode ends: neither terminals nor timeouts is ever true, and "
@@ -159,9 +166,11 @@ def _float32(where: str, name: str, array: np.ndarray, notes: list[str]) -> np.n
             f"{where}: {name} holds NaN or infinite values in {len(bad)} of {len(values)} rows, "
             f"first in row {bad[0]}"
         )
-    if name not in FLAGS and array.dtype.kind in "iub":
+    if name in FLAGS:
+        return values
+    if array.dtype.kind in "iub":
         notes.append(f"{where}: {name} is of type {array.dtype}, read as float32")
-    if array.dtype.kind == "f" and array.dtype.itemsize > 4:
+    elif array.dtype.kind == "f" and array.dtype.itemsize > 4:
         notes.append(f"{where}: {name} is rounded from {array.dtype} to float32")
     return values
 
@@ -170,13 +179,25 @@ def _none(numbers: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.zeros(len(numbers["observations"]), dtype=bool)
 
 
-def _time_limits(terminal: np.ndarray, limit: int) -> np.ndarray:
-    """Where episodes of at most `limit` steps run into the limit, `[rows]`."""
-    edges = [0, *(np.flatnonzero(terminal) + 1), len(terminal)]
-    timeout = np.zeros(len(terminal), dtype=bool)
+def _breaks(numbers: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Rows after which the next row is of another episode, as its observation tells, `[rows]`.
+
+    None, where that would end most of them: then the column itself is wrong, which the checks say.
+    """
+    breaks = _none(numbers)
+    if "next_observations" in numbers:
+        led_to, found = numbers["next_observations"][:-1], numbers["observations"][1:]
+        breaks[:-1] = ~np.isclose(led_to, found, RTOL, ATOL).all(axis=1)
+    return breaks if breaks.mean() < MANY_BREAKS else _none(numbers)
+
+
+def _time_limits(ends: np.ndarray, limit: int) -> np.ndarray:
+    """Where episodes, which end at `ends` at the latest, run into the limit, `[rows]`."""
+    edges = [0, *(np.flatnonzero(ends) + 1), len(ends)]
+    timeout = np.zeros(len(ends), dtype=bool)
     for start, end in pairwise(edges):
         timeout[start + limit - 1 : end : limit] = True
-    return timeout & ~terminal
+    return timeout & ~ends
 
 
 def _next_observations(

@@ -90,7 +90,7 @@ def _mapped(spec: DatasetSpec, storage: Storage, folder: str) -> OfflineDataset 
         paths = {name: storage.fetch(f"{folder}/{name}") for name in (ROWS, TIMEOUTS)}
         if {name: file_sha256(path) for name, path in paths.items()} == json.loads(description):
             # Copy on write: torch warns of memory that cannot be written; nobody writes.
-            rows = np.load(paths[ROWS], mmap_mode="c", allow_pickle=False)
+            rows = np.asarray(np.load(paths[ROWS], mmap_mode="c", allow_pickle=False))
             timeouts = np.load(paths[TIMEOUTS], mmap_mode="c", allow_pickle=False)
             return _split(spec, rows, timeouts)
     except (OSError, ValueError) as error:

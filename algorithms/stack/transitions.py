@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,15 @@ class Transition(NamedTuple):
     @classmethod
     def from_numpy(cls, data: Any) -> Transition:
         """From any object with these five arrays as attributes, sharing their memory."""
-        return cls(*(torch.from_numpy(getattr(data, name)) for name in cls._fields))
+        arrays = [getattr(data, name) for name in cls._fields]
+        rows = data.obs.base
+        width = 2 * data.obs.shape[1] + data.action.shape[1] + 2
+        if isinstance(rows, np.ndarray) and rows.shape == (len(data.obs), width):
+            together = unpack(torch.from_numpy(rows), data.obs.shape[1], data.action.shape[1])
+            addresses = [array.ctypes.data for array in arrays]
+            if [tensor.data_ptr() for tensor in together] == addresses:
+                return together  # of one storage, which `packed_in_place` needs
+        return cls(*map(torch.from_numpy, arrays))
 
     def to(self, device: torch.device | str) -> Transition:
         return Transition(*(x.to(device) for x in self))

@@ -22,11 +22,11 @@ from algorithms.data.bundled.recipe import (
 )
 from algorithms.data.bundled.source import make_recipe
 from algorithms.data.catalog import CATALOG, D4RL_FILES, TASKS, Bundled
-from algorithms.data.hdf5 import file_sha256
 from algorithms.data.source import resolve
 from algorithms.data.spec import DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
+from algorithms.identity import file_sha256
 
 BUNDLED = [name for name, entry in CATALOG.items() if isinstance(entry, Bundled)]
 KNOWN = [name for name, entry in CATALOG.items() if name in BUNDLED or entry.sha256]

@@ -111,11 +111,11 @@ def test_the_environment_is_read_from_the_file(make_file, content, attributes):
 def test_a_given_environment_comes_before_the_files_own(make_file):
     path = make_file(arrays(), env="Hopper-v2")
     assert resolve(f"file:{path}", env="Hopper-v4").env_id == "Hopper-v4"
-    assert "unknown env 'Hopper-v2': one of HalfCheetah-v4, Hopper-v4" in error_of(path)
+    assert "unknown env 'Hopper-v2': one of " in error_of(path)
 
 
 def test_a_file_that_names_no_environment(make_file):
-    assert "give env, one of Hopper-v4" in error_of(make_file(arrays()))
+    assert "give env, one of " in error_of(make_file(arrays()))
 
 
 def test_the_task_of_a_file_is_no_part_of_its_identity(make_file):
@@ -133,7 +133,9 @@ def test_the_task_of_a_file_is_no_part_of_its_identity(make_file):
 def test_the_task_of_a_file_must_be_of_its_environment(make_file):
     message = error_of(make_file(arrays(), env="Hopper-v4"), task="walker2d-medium")
     assert message.startswith("task walker2d-medium is of env Walker2d-v4, but ")
-    assert message.endswith(": hopper-medium, hopper-medium-replay, hopper-medium-expert")
+    tasks = message.rpartition(": ")[2].split(", ")
+    assert {"hopper-medium", "hopper-medium-replay", "hopper-medium-expert"} <= set(tasks)
+    assert all(task.startswith("hopper-") for task in tasks)
 
 
 def test_a_file_is_missing_once_it_is_gone(make_file, tmp_path):

@@ -28,7 +28,7 @@ def test_mapped_data_are_the_data(large, storage, rolled_out):
         for mine, original in zip(data, rolled_out, strict=True):
             np.testing.assert_array_equal(mine, original)
             assert mine.dtype == original.dtype
-        assert isinstance(data.obs.base, np.memmap) or isinstance(data.obs, np.memmap)
+        assert isinstance(data.obs.base.base, np.memmap)
 
 
 def test_a_second_process_does_not_read_the_file_again(large, storage, monkeypatch):
@@ -45,8 +45,8 @@ def test_the_learner_takes_mapped_rows_without_a_copy(large, storage):
     # What lies elsewhere is copied, and so are views that are not side by side.
     apart = Transition(*(x.clone() for x in data))
     torch.testing.assert_close(apart.packed_in_place(), data.pack(), rtol=0, atol=0)
-    mixed = data._replace(reward=data.reward.clone())
-    assert mixed.packed_in_place().data_ptr() != data.obs.data_ptr()
+    mixed = data._replace(reward=data.reward + 1)
+    assert mixed.packed_in_place()[:, 14].tolist() == mixed.reward.tolist()
     torch.testing.assert_close(mixed.packed_in_place(), data.pack(), rtol=0, atol=0)
     reversed_rows = Transition(*(x.flip(0) for x in data))
     torch.testing.assert_close(reversed_rows.packed_in_place(), reversed_rows.pack())
@@ -61,7 +61,7 @@ def test_a_damaged_file_is_made_again(large, storage, rolled_out, caplog):
     np.testing.assert_array_equal(load(large, storage).terminal, rolled_out.terminal)
     assert "is damaged: making it again" in caplog.text
     np.testing.assert_array_equal(load(large, storage).terminal, rolled_out.terminal)
-    assert caplog.text.count("damaged") == 1
+    assert caplog.text.count("is damaged") == 1
 
 
 def test_a_storage_that_cannot_be_written_costs_sharing_only(large, storage, monkeypatch, caplog):

@@ -1,6 +1,7 @@
 """Minari's data sets, written by its own collector in a real environment."""
 
 import json
+from importlib.util import find_spec
 
 import gymnasium
 import h5py
@@ -15,6 +16,10 @@ from algorithms.environments.table import make_env
 from algorithms.errors import UserError
 from algorithms.storage import Storage
 
+needs_jax = pytest.mark.skipif(
+    find_spec("jax") is None,
+    reason="Minari's collector needs jax, which is larger than all else: pip install jax",
+)
 EPISODES = 30  # of some 20 steps each, at random
 NAMES = ("obs", "action", "reward", "next_obs", "terminal", "timeout")
 
@@ -30,6 +35,16 @@ def root(tmp_path, monkeypatch):
 @pytest.fixture
 def storage(tmp_path):
     return Storage(tmp_path / "storage")
+
+
+@pytest.fixture
+def written(rolled_out, tmp_path, storage):
+    """A data set of Minari's, `minari/hopper/random-v0`."""
+    path = tmp_path / "written.npz"
+    names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
+    np.savez(path, **dict(zip(names, rolled_out, strict=True)))
+    spec = resolve(f"file:{path}", env="Hopper-v4")
+    write_minari(load(spec, storage), spec, "minari/hopper/random-v0")
 
 
 def collect(data_format, dataset_id="hopper/random-v0"):
@@ -52,6 +67,7 @@ def collect(data_format, dataset_id="hopper/random-v0"):
     return dict(zip(NAMES, columns, strict=True))
 
 
+@needs_jax
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
 def test_what_minari_wrote_is_what_was_seen(data_format, storage):
@@ -65,37 +81,31 @@ def test_what_minari_wrote_is_what_was_seen(data_format, storage):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
-def test_its_file_and_its_folder_by_path_are_the_same_data(root, storage):
-    collect("hdf5")
+def test_its_file_and_its_folder_by_path_are_the_same_data(root, storage, written):
     folder = root / "hopper" / "random-v0"
     by_name = resolve("minari/hopper/random-v0")
     by_folder, by_file = (
         resolve(f"file:{path}") for path in (folder, folder / "data" / "main_data.hdf5")
     )
     assert by_name.content_hash == by_folder.content_hash == by_file.content_hash
-    assert "is in Minari's layout: 30 episodes" in by_file.notes[0]
+    assert "is in Minari's layout: " in by_file.notes[0]
     np.testing.assert_array_equal(load(by_name, storage).obs, load(by_file, storage).obs)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
-def test_what_is_converted_reads_back_as_it_was(rolled_out, storage, tmp_path):
-    path = tmp_path / "x.npz"
-    names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
-    np.savez(path, **dict(zip(names, rolled_out, strict=True)))
-    spec = resolve(f"file:{path}", env="Hopper-v4")
-    write_minari(load(spec, storage), spec, "minari/mine/hopper-v0")
-    data = load(resolve("minari/mine/hopper-v0"), storage)
+def test_what_is_converted_reads_back_as_it_was(rolled_out, storage, written):
+    spec = resolve("minari/hopper/random-v0")
+    data = load(spec, storage)
     for field, mine, original in zip(data._fields, data, rolled_out, strict=True):
         if field != "timeout":
             np.testing.assert_array_equal(mine, original, err_msg=field)
     np.testing.assert_array_equal(data.timeout[:-1], rolled_out.timeout[:-1])
-    with pytest.raises(UserError, match="minari/mine/hopper-v0 cannot be written"):
-        write_minari(data, spec, "minari/mine/hopper-v0")
+    with pytest.raises(UserError, match="minari/hopper/random-v0 cannot be written"):
+        write_minari(data, spec, "minari/hopper/random-v0")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
-def test_a_data_set_that_changed_after_it_was_planned(root, storage):
-    collect("hdf5")
+def test_a_data_set_that_changed_after_it_was_planned(root, storage, written):
     spec = resolve("minari/hopper/random-v0")
     with h5py.File(root / "hopper/random-v0/data/main_data.hdf5", "a") as file:
         file["episode_0/rewards"][0] += 1

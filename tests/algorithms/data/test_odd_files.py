@@ -65,6 +65,14 @@ def reset_states(columns):
         columns["next_observations"][end] = columns["observations"][end + 1]
 
 
+def one_episode(rows):
+    """Rows that follow each other; where they end, nothing tells."""
+    states = np.random.default_rng(0).normal(size=(rows + 1, 11)).astype(np.float32)
+    columns = {"observations": states[:-1], "next_observations": states[1:]}
+    columns |= {"actions": np.zeros((rows, 3), np.float32), "rewards": np.ones(rows, np.float32)}
+    return columns | {"terminals": np.zeros(rows, bool), "timeouts": np.zeros(rows, bool)}
+
+
 def terminal_at_every_timeout(columns):
     columns["timeouts"][ends(columns)] = True
     columns["terminals"][columns["timeouts"]] = True
@@ -143,7 +151,7 @@ REFUSED = {
         set_column("actions", lambda c: c["actions"] * 17),
         [
             "actions lie outside [-1, 1], the bounds of Hopper-v4, in",
-            "the largest 16.",
+            "the largest 17",
             "actions: clip or actions: rescale",
             "allow: [action_range]",
         ],
@@ -217,7 +225,10 @@ TAKEN = {
     ),
     "Gymnasium's names": (renamed(terminals="terminations", timeouts="truncations"), []),
     "flags as numbers": (as_type("terminals", np.float64), []),
-    "no timeouts": (without("timeouts"), ["has no timeouts: episodes end after 1000 steps"]),
+    "no timeouts": (
+        without("timeouts"),
+        ["has no timeouts: episodes end after 1000 steps", "and where next_observations does not"],
+    ),
     "no terminals": (
         lambda c: without("terminals")(c) | {"timeouts": c["terminals"] | c["timeouts"]},
         ["has no terminals: no transition ends the task"],
@@ -225,6 +236,10 @@ TAKEN = {
     "no end of an episode": (
         lambda c: c | {"terminals": np.zeros(1000), "timeouts": np.zeros(1000)},
         ["marks no end of an episode: episodes end after 1000 steps, Hopper-v4's limit"],
+    ),
+    "one long episode, cut by the limit": (
+        lambda c: {k: v for k, v in one_episode(2500).items() if k != "timeouts"},
+        ["episodes end after 1000 steps, Hopper-v4's limit"],
     ),
     "no next observations": (
         without("next_observations"),
@@ -237,8 +252,7 @@ TAKEN = {
 @pytest.mark.parametrize("name", TAKEN)
 def test_it_is_taken_with_a_stated_conversion(odd_file, rolled_out, name, tmp_path):
     change, said = TAKEN[name]
-    allow = ["next_observations"] if name == "no end of an episode" else []
-    spec = resolve(f"file:{odd_file(change)}", allow=allow)
+    spec = resolve(f"file:{odd_file(change)}")
     notes = " ".join(spec.notes)
     assert bool(notes) == bool(said)
     for words in said:
@@ -275,7 +289,7 @@ def test_actions_are_clipped_or_rescaled_by_choice(odd_file, rolled_out, tmp_pat
     specs = {how: resolve(f"file:{path}", actions=how) for how in ("clip", "rescale")}
     assert specs["clip"].content_hash != specs["rescale"].content_hash
     assert "clipped to the bounds in" in specs["clip"].notes[-1]
-    assert "divided by 16." in specs["rescale"].notes[-1]
+    assert "divided by 17," in specs["rescale"].notes[-1]
     clipped, rescaled = (load(spec, storage).action for spec in specs.values())
     np.testing.assert_array_equal(clipped, (rolled_out.action * 17).clip(-1, 1))
     largest = np.abs(rolled_out.action).max()
@@ -468,3 +482,13 @@ def test_bundled_data_are_plausible(tmp_path, rolled_out):
     path.write_bytes(hdf5.encode(rolled_out, {"env": "Hopper-v4"}))
     spec = resolve(f"file:{path}")
     assert (spec.notes, spec.warnings, spec.silenced) == ((), (), ())
+
+
+def test_ends_that_nobody_marked_are_where_they_were(odd_file, rolled_out, tmp_path):
+    """From the next observations alone; of 2,500 steps without a break, at the limit."""
+    storage = Storage(tmp_path / "storage")
+    data = load(resolve(f"file:{odd_file(without('timeouts'))}"), storage)
+    ends = (rolled_out.terminal > 0) | rolled_out.timeout
+    assert data.episode_ends.tolist() == (np.flatnonzero(ends[:-1]) + 1).tolist()
+    long = load(resolve(f"file:{odd_file(lambda c: one_episode(2500))}"), storage)
+    assert long.episode_ends.tolist() == [1000, 2000]
