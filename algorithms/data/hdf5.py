@@ -138,13 +138,19 @@ def read_attribute(path: Path, name: str) -> str | None:
         return _text(file.attrs[name]) if name in file.attrs else None
 
 
-def encode(data: OfflineDataset, attributes: Mapping[str, str | int | float]) -> bytes:
-    """The bytes of a file in D4RL's layout."""
+def encode(
+    data: OfflineDataset,
+    attributes: Mapping[str, str | int | float],
+    infos: Mapping[str, np.ndarray] | None = None,
+) -> bytes:
+    """The bytes of a file in D4RL's layout; `infos` are further columns, such as `qpos`."""
     content = BytesIO()
     with h5py.File(content, "w") as file:
         file.attrs.update(attributes)
         for name, array in data._asdict().items():
             file[KEYS[name]] = array.astype(bool) if name == "terminal" else array
+        for name, array in (infos or {}).items():
+            file[f"infos/{name}"] = array
     return content.getvalue()
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Return = TypeVar("Return", float, np.ndarray)
 Termination = Callable[["Tensor"], "Tensor"]
+# Observations [n, O] -> positions [n, nq] and velocities [n, nv] of MuJoCo's state; NaN in a row
+# whose observation does not tell.
+StateOf = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def hopper(next_obs: Tensor) -> Tensor:
@@ -56,6 +59,19 @@ def never(next_obs: Tensor) -> Tensor:
     return next_obs.new_zeros(next_obs.shape[:-1]).bool()
 
 
+def planar_state(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Observations are [qpos[1:], qvel]. What is missing, x, is 0: nothing depends on it."""
+    velocities = (obs.shape[1] + 1) // 2
+    obs = np.asarray(obs, dtype=np.float64)
+    return np.pad(obs[:, :-velocities], ((0, 0), (1, 0))), obs[:, -velocities:]
+
+
+def planar_state_clipped(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same, where velocities are observed clipped to [-10, 10] (Hopper, Walker2d)."""
+    qpos, qvel = planar_state(obs)
+    return qpos, np.where(np.abs(qvel) < 10.0, qvel, np.nan)
+
+
 UNIT_BOUNDS = (-1.0, 1.0)  # of policies' actions
 
 
@@ -74,6 +90,7 @@ class Environment(NamedTuple):
     termination: Termination | None  # None: learned from the data's `terminals`
     action_low: float = -1.0  # of every dimension, in the environment's own units
     action_high: float = 1.0
+    state_of: StateOf | None = None  # None: an observation does not determine the physics' state
 
     @property
     def action_bounds(self) -> tuple[float, float]:
@@ -94,13 +111,27 @@ class Environment(NamedTuple):
         half = (self.action_high - self.action_low) / 2
         return (action - self.action_low) / half - 1.0
 
+    def from_unit_actions(self, action: np.ndarray) -> np.ndarray:
+        """Actions in [-1, 1] in the environment's own units."""
+        half = (self.action_high - self.action_low) / 2
+        return self.action_low + (action + 1.0) * half
+
 
 ENVIRONMENTS: Registry[Environment] = Registry("environment")
 # Limits: `gymnasium.envs.mujoco`. Returns: D4RL (Fu et al. 2020, arXiv 2004.07219), d4rl/infos.py;
 # the same for all its versions.
-ENVIRONMENTS.add("Hopper-v4", Environment(11, 3, -20.272305, 3234.3, 1000, hopper))
-ENVIRONMENTS.add("Walker2d-v4", Environment(17, 6, 1.629008, 4592.3, 1000, walker2d))
-ENVIRONMENTS.add("HalfCheetah-v4", Environment(17, 6, -280.178953, 12135.0, 1000, never))
+ENVIRONMENTS.add(
+    "Hopper-v4",
+    Environment(11, 3, -20.272305, 3234.3, 1000, hopper, state_of=planar_state_clipped),
+)
+ENVIRONMENTS.add(
+    "Walker2d-v4",
+    Environment(17, 6, 1.629008, 4592.3, 1000, walker2d, state_of=planar_state_clipped),
+)
+ENVIRONMENTS.add(
+    "HalfCheetah-v4",
+    Environment(17, 6, -280.178953, 12135.0, 1000, never, state_of=planar_state),
+)
 
 
 def normalized_score(env_id: str, episode_return: Return) -> Return:

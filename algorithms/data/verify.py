@@ -1,0 +1,259 @@
+"""Whether data are what the environment's physics gives: transitions replayed in MuJoCo.
+
+A transition is replayed by setting the simulator to the state before it and stepping with its
+action. What comes out is compared with the data's next observation, reward and terminal. This
+proves that environment, version of the physics and data belong together; a shifted column, rewards
+in another scale or another robot's file cannot pass it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from algorithms.data.hdf5 import OfflineDataset
+from algorithms.environments.table import ENVIRONMENTS, make_env
+from algorithms.errors import UserError
+
+# Every fifth row of the sample, where there are so many, ends an episode: most mistakes are there.
+SHARE_OF_ENDS = 0.2
+
+
+class Verdict(StrEnum):
+    """What a replay shows."""
+
+    AGREES = "agrees to rounding"
+    DIFFERS = "differs a little: another version of the physics"
+    CONTRADICTS = "contradicts"
+
+
+class Errors(NamedTuple):
+    """A column's absolute errors over the rows."""
+
+    median: float
+    percentile_99: float
+    largest: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Errors:
+        return cls(*np.quantile(values, [0.5, 0.99, 1.0]).tolist())
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of replaying a sample of transitions.
+
+    A row's error is its largest over the dimensions. Relative errors are in units of how much a
+    dimension changes in a step (root mean square over the sample, as replayed), so they are
+    free of units, and an error in a slow dimension weighs as much as one in a fast one.
+
+    Attributes:
+        env_id: of the environment in which they were replayed.
+        rows: transitions replayed.
+        left_out: transitions drawn whose observation holds a clipped velocity, so that the
+            state before them is not known.
+        states: where states came from: `infos/qpos and infos/qvel`, or `observations`.
+        next_obs: errors of the next observation, in its own units.
+        next_obs_relative: the same, relative.
+        per_dimension: largest error of each dimension of the next observation, in its units.
+        reward: errors of the reward.
+        reward_relative: the same, in units of the root mean square of the replayed rewards.
+        terminals_differ: rows where only one of simulator and data ends the task; an end at a
+            timeout does not count, since D4RL marks it as a timeout alone.
+        mujoco: version of MuJoCo.
+        gymnasium: version of Gymnasium, which defines observations and rewards.
+        verdict: what it shows.
+        reason: the number that decided, as a clause.
+    """
+
+    env_id: str
+    rows: int
+    left_out: int
+    states: str
+    next_obs: Errors
+    next_obs_relative: Errors
+    per_dimension: tuple[float, ...]
+    reward: Errors
+    reward_relative: Errors
+    terminals_differ: int
+    mujoco: str
+    gymnasium: str
+    verdict: Verdict
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows} transitions replayed in {self.env_id} (MuJoCo {self.mujoco}, "
+            f"Gymnasium {self.gymnasium}): {self.verdict}; {self.reason}"
+        )
+
+
+def states_in(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """`infos/qpos` `[n, nq]` and `infos/qvel` `[n, nv]` of an HDF5 file, None if it lacks them.
+
+    D4RL records them before the action of their row.
+    """
+    with h5py.File(path, "r") as file:
+        qpos, qvel = file.get("infos/qpos"), file.get("infos/qvel")
+        if not isinstance(qpos, h5py.Dataset) or not isinstance(qvel, h5py.Dataset):
+            return None
+        return np.asarray(qpos[()], dtype=np.float64), np.asarray(qvel[()], dtype=np.float64)
+
+
+def replay(
+    data: OfflineDataset,
+    env_id: str,
+    *,
+    rows: int = 500,
+    seed: int = 0,
+    qpos: np.ndarray | None = None,
+    qvel: np.ndarray | None = None,
+) -> Replay:
+    """Replay a random sample of transitions and compare.
+
+    About a second for 500 rows, most of it to import Gymnasium.
+
+    Args:
+        data: actions in [-1, 1], as all loaded data are.
+        env_id: a key of `ENVIRONMENTS`, all of whose state is MuJoCo's qpos and qvel.
+        rows: size of the sample; a fifth of it are ends of episodes, where there are so many.
+        seed: of the sample.
+        qpos: `[n, nq]` before each action, with `qvel`; else states are taken from observations.
+        qvel: `[n, nv]`.
+
+    Raises:
+        UserError: the state before a transition cannot be known or set, or no row is left.
+    """
+    state_of = ENVIRONMENTS[env_id].state_of
+    if state_of is None and (qpos is None or qvel is None):
+        raise UserError(
+            f"{env_id}: an observation does not determine the state of its physics, so nothing "
+            "can be replayed without infos/qpos and infos/qvel of every row"
+        )
+    drawn = _sample(data, rows, np.random.default_rng(seed))
+    known = np.ones(len(drawn), dtype=bool)
+    states = "infos/qpos and infos/qvel"
+    if state_of is not None:
+        positions, velocities = state_of(data.obs[drawn])
+        # Left out with given states too: of D4RL's files, the replay sets have theirs from
+        # observations (scripts/generation/mujoco/fix_qpos_qvel.py), clipped velocities included.
+        known = np.isfinite(velocities).all(axis=1) & np.isfinite(positions).all(axis=1)
+    if qpos is not None and qvel is not None:
+        if not len(qpos) == len(qvel) == len(data.obs):
+            raise UserError(
+                f"infos/qpos and infos/qvel have {len(qpos)} and {len(qvel)} rows beside "
+                f"{len(data.obs)} observations: give one for each"
+            )
+        positions, velocities = qpos[drawn], qvel[drawn]
+    else:
+        states = "observations"
+    sample = OfflineDataset(*(array[drawn[known]] for array in data))
+    if not len(sample.obs):
+        raise UserError(
+            f"{env_id}: all {len(drawn)} transitions drawn hold a clipped velocity in their "
+            "observation, so none can be replayed: draw more rows"
+        )
+    with _simulator(env_id) as env:
+        found = _step_all(env, env_id, sample.action, positions[known], velocities[known])
+    return _compare(env_id, sample, found, states, state_of is None, left_out=int((~known).sum()))
+
+
+class _Replayed(NamedTuple):
+    obs: np.ndarray  # [n, O] float64, of the state that was set
+    next_obs: np.ndarray  # [n, O] float64
+    reward: np.ndarray  # [n] float64
+    terminal: np.ndarray  # [n] bool
+
+
+def _sample(data: OfflineDataset, rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Distinct rows in ascending order, some of them ends of episodes."""
+    end = (data.terminal > 0) | data.timeout
+    ends, inside = np.flatnonzero(end), np.flatnonzero(~end)
+    of_ends = min(len(ends), max(int(rows * SHARE_OF_ENDS), rows - len(inside)))
+    of_inside = min(len(inside), rows - of_ends)
+    return np.sort(
+        np.concatenate(
+            [rng.choice(ends, of_ends, replace=False), rng.choice(inside, of_inside, replace=False)]
+        )
+    )
+
+
+@contextmanager
+def _simulator(env_id: str) -> Iterator[Any]:
+    """The environment; MuJoCo's warnings of impossible states do not become a log file here."""
+    import mujoco
+
+    env = make_env(env_id)
+    if not hasattr(env.unwrapped, "set_state"):
+        raise UserError(f"{env_id} is not an environment of MuJoCo's whose state can be set")
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda _message: None)
+    try:
+        yield env
+    finally:
+        mujoco.set_mju_user_warning(before)
+        env.close()
+
+
+def _step_all(
+    env: Any, env_id: str, action: np.ndarray, qpos: np.ndarray, qvel: np.ndarray
+) -> _Replayed:
+    model = env.unwrapped.model
+    for name, array, size in (("qpos", qpos, model.nq), ("qvel", qvel, model.nv)):
+        if array.shape[1:] != (size,):
+            raise UserError(
+                f"{name} of {env_id} has {size} values in a row, but the data's have shape "
+                f"{array.shape[1:]}"
+            )
+    columns: list[tuple[Any, ...]] = []
+    for i in range(len(action)):
+        # A reset first: the solver starts from its last solution, and so from the row before.
+        env.reset(seed=0)
+        env.unwrapped.set_state(qpos[i], qvel[i])
+        obs = env.unwrapped._get_obs()  # noqa: SLF001 - no public name gives it without a step
+        next_obs, reward, terminal, _, _ = env.step(action[i])
+        columns.append((obs, next_obs, reward, terminal))
+    return _Replayed(*(np.array(column) for column in zip(*columns, strict=True)))
+
+
+def _compare(
+    env_id: str,
+    data: OfflineDataset,
+    found: _Replayed,
+    states: str,
+    left_out: int,
+) -> Replay:
+    scale = np.sqrt(np.mean((found.next_obs - found.obs) ** 2, axis=0))
+    # A dimension that never changes (a target's position) may still differ by float32's rounding.
+    scale = np.maximum(scale, RESOLUTION * (1.0 + np.abs(found.next_obs).max(axis=0)))
+    error = np.abs(data.next_obs - found.next_obs)
+    relative = Errors.of((error / scale).max(axis=1))
+    reward_error = np.abs(data.reward - found.reward)
+    reward_scale = max(np.sqrt(np.mean(found.reward**2)), RESOLUTION)
+    reward_relative = Errors.of(reward_error / reward_scale)
+    differ = (found.terminal != (data.terminal > 0)) & ~(found.terminal & data.timeout)
+    verdict, reason = _judge(relative, reward_relative, int(differ.sum()), len(data.obs))
+    return Replay(
+        env_id=env_id,
+        rows=len(data.obs),
+        left_out=left_out,
+        states=states,
+        next_obs=Errors.of(error.max(axis=1)),
+        next_obs_relative=relative,
+        per_dimension=tuple(error.max(axis=0).tolist()),
+        reward=Errors.of(reward_error),
+        reward_relative=reward_relative,
+        terminals_differ=int(differ.sum()),
+        mujoco=version("mujoco"),
+        gymnasium=version("gymnasium"),
+        verdict=verdict,
+        reason=reason,
+    )
