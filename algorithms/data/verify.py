@@ -253,7 +253,6 @@ def _compare(
     data: OfflineDataset,
     found: _Replayed,
     full: np.ndarray,
-    *,
     states: str,
     left_out: int,
 ) -> Replay:
@@ -318,11 +317,8 @@ def _judge(result: Replay) -> tuple[Verdict, str]:
     if reward.median > REWARD_MEDIAN or reward.percentile_99 > REWARD_99:
         return Verdict.CONTRADICTS, of_reward
     if result.terminals_differ > (0 if rounding else TERMINALS_SHARE * result.rows):
-        return (
-            Verdict.CONTRADICTS,
-            f"data and simulator differ in whether the task ended in {result.terminals_differ} "
-            f"of {result.rows} rows",
-        )
+        count = f"{result.terminals_differ} of {result.rows} rows"
+        return Verdict.CONTRADICTS, f"whether the task ended differs in {count}"
     if rounding:
         return Verdict.AGREES, of_next_obs
     return Verdict.DIFFERS, of_next_obs if next_obs.percentile_99 >= ROUNDING else of_reward
