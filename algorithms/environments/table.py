@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Return = TypeVar("Return", float, np.ndarray)
 Termination = Callable[["Tensor"], "Tensor"]
+# Observations [n, O] -> positions [n, nq] and velocities [n, nv] of MuJoCo's state; NaN in a row
+# whose observation does not tell.
+StateOf = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def hopper(next_obs: Tensor) -> Tensor:
@@ -69,6 +72,27 @@ def pen(next_obs: Tensor) -> Tensor:
     return next_obs[..., 26] < 0.075
 
 
+def planar_state(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Observations are [qpos[1:], qvel]. What is missing, x, is 0: nothing depends on it."""
+    velocities = (obs.shape[1] + 1) // 2
+    obs = np.asarray(obs, dtype=np.float64)
+    return np.pad(obs[:, :-velocities], ((0, 0), (1, 0))), obs[:, -velocities:]
+
+
+def planar_state_clipped(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same, where velocities are observed clipped to [-10, 10] (Hopper, Walker2d)."""
+    qpos, qvel = planar_state(obs)
+    return qpos, np.where(np.abs(qvel) < 10.0, qvel, np.nan)
+
+
+def double_pendulum_state(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Observations are [x, sines, cosines, clipped velocities, constraint forces]."""
+    obs = np.asarray(obs, dtype=np.float64)
+    qpos = np.concatenate([obs[:, :1], np.arctan2(obs[:, 1:3], obs[:, 3:5])], axis=1)
+    qvel = obs[:, 5:8]
+    return qpos, np.where(np.abs(qvel) < 10.0, qvel, np.nan)
+
+
 UNIT_BOUNDS = (-1.0, 1.0)  # of policies' actions
 
 
@@ -89,6 +113,7 @@ class Environment(NamedTuple):
     action_high: float = 1.0
     # Takes the arguments of `gymnasium.make`, in whose place it is called.
     make: Callable[..., gymnasium.Env[Any, Any]] | None = None
+    state_of: StateOf | None = None  # None: an observation does not determine the physics' state
 
     @property
     def action_bounds(self) -> tuple[float, float]:
@@ -125,14 +150,23 @@ def adroit(env_id: str, **arguments: Any) -> gymnasium.Env[Any, Any]:
 ENVIRONMENTS: Registry[Environment] = Registry("environment")
 # Limits: `gymnasium.envs.mujoco`. Returns: D4RL (Fu et al. 2020, arXiv 2004.07219), d4rl/infos.py;
 # the same for all its versions.
-ENVIRONMENTS.add("Hopper-v4", Environment(11, 3, -20.272305, 3234.3, 1000, hopper))
-ENVIRONMENTS.add("Walker2d-v4", Environment(17, 6, 1.629008, 4592.3, 1000, walker2d))
-ENVIRONMENTS.add("HalfCheetah-v4", Environment(17, 6, -280.178953, 12135.0, 1000, never))
+ENVIRONMENTS.add(
+    "Hopper-v4", Environment(11, 3, -20.272305, 3234.3, 1000, hopper, state_of=planar_state_clipped)
+)
+ENVIRONMENTS.add(
+    "Walker2d-v4",
+    Environment(17, 6, 1.629008, 4592.3, 1000, walker2d, state_of=planar_state_clipped),
+)
+ENVIRONMENTS.add(
+    "HalfCheetah-v4", Environment(17, 6, -280.178953, 12135.0, 1000, never, state_of=planar_state)
+)
 # Not D4RL's. Random: 1,000 episodes of uniform actions, 57.4 +- 0.5 (standard error); expert: TD3's
 # after a million steps (Fujimoto et al. 2018, arXiv 1802.09477, table 1).
 ENVIRONMENTS.add(
     "InvertedDoublePendulum-v4",
-    Environment(11, 1, 57.44, 9337.47, 1000, inverted_double_pendulum),
+    Environment(
+        11, 1, 57.44, 9337.47, 1000, inverted_double_pendulum, state_of=double_pendulum_state
+    ),
 )
 # Limits and ends: d4rl/hand_manipulation_suite.
 for _env_id, _row in {

@@ -7,6 +7,7 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -72,6 +73,11 @@ def replay(until: str) -> Mixture:
 def policies_folder(name: str) -> Traversable:
     """The package's folder of one set of policies."""
     return files("algorithms.data.bundled") / "policies" / name
+
+
+def level_file(name: str, level: str) -> Path:
+    """The file with the weights of one level of a set."""
+    return Path(str(policies_folder(name) / policy_set(name).levels[level].file))
 
 
 @cache
