@@ -20,6 +20,7 @@ from algorithms.errors import UserError, expected
 
 Severity = Literal["error", "warning"]
 
+REPLAYED_ROWS = 200
 MIN_ROWS = 256  # a batch at its default size
 RANGE_TOLERANCE = 1e-3  # of half the range of actions: float32 and squashing round
 MANY_MISMATCHES = 0.01  # of the rows inside episodes
@@ -223,6 +224,28 @@ def duplicate_columns(evidence: Evidence) -> Told:
             yield warning(f"{name} are the same in dimensions {_columns(same)}")
 
 
+def physics(evidence: Evidence) -> Told:
+    """A sample of transitions, replayed in MuJoCo where observations tell the state."""
+    from algorithms.data.verify import Verdict, replay  # Gymnasium and MuJoCo: a second
+
+    env = evidence.env
+    if env.state_of is None:
+        return
+    action = evidence.data.action
+    unit = env.to_unit_actions(action) if env.rescaled_actions else action
+    data = evidence.data._replace(action=unit.astype(np.float32))
+    try:
+        found = replay(data, evidence.env_id, rows=REPLAYED_ROWS)
+    except UserError:  # no row's observation tells the state
+        return
+    if found.verdict is not Verdict.AGREES:
+        tell = error if found.verdict is Verdict.CONTRADICTS else warning
+        yield tell(
+            f"{found}: {evidence.env_id} may be another environment than the data's, or a column "
+            "another one"
+        )
+
+
 # By name, in the order in which they are told.
 CHECKS: dict[str, Check] = {
     "too_few_rows": Check("fewer rows than a batch", too_few_rows),
@@ -238,7 +261,9 @@ CHECKS: dict[str, Check] = {
     "returns": Check("returns far beyond the environment's", returns),
     "constant_columns": Check("dimensions that never change", constant_columns),
     "duplicate_columns": Check("dimensions that are the same", duplicate_columns),
+    "physics": Check("transitions that the environment's physics contradicts", physics),
 }
+LAST = ("physics",)  # takes a second, and adds nothing where another check found an error
 
 
 class Verdict(NamedTuple):
@@ -260,25 +285,24 @@ def judge(where: str, evidence: Evidence, allow: Collection[str]) -> Verdict:
         UserError: a check found an error that is not allowed; or `allow` names no check.
     """
     refuse_unknown_checks(allow)
-    found = findings(evidence)
-    errors = [f for f in found if f.severity == "error" and f.check not in allow]
-    if errors:
-        names = list(dict.fromkeys(f.check for f in errors))
-        sentences = "; ".join(f.sentence for f in errors)
-        raise UserError(f"{where}: {sentences} (allow: [{', '.join(names)}] takes it as it is)")
+    found: list[Finding] = []
+    for name, check in CHECKS.items():
+        if name in LAST:
+            _raise_errors(where, found, allow)
+        found += [Finding(name, *told) for told in check.find(evidence)]
+    _raise_errors(where, found, allow)
     return Verdict(
         tuple(f"{where}: {f.sentence}" for f in found if f.check not in allow),
         tuple(f"{where}: {f.check} is allowed: {f.sentence}" for f in found if f.check in allow),
     )
 
 
-def findings(evidence: Evidence) -> list[Finding]:
-    """All that the checks have to say."""
-    return [
-        Finding(name, severity, sentence)
-        for name, check in CHECKS.items()
-        for severity, sentence in check.find(evidence)
-    ]
+def _raise_errors(where: str, found: Sequence[Finding], allow: Collection[str]) -> None:
+    errors = [f for f in found if f.severity == "error" and f.check not in allow]
+    if errors:
+        names = ", ".join(dict.fromkeys(f.check for f in errors))
+        sentences = "; ".join(f.sentence for f in errors)
+        raise UserError(f"{where}: {sentences} (allow: [{names}] takes it as it is)")
 
 
 def refuse_unknown_checks(allow: Collection[str]) -> None:

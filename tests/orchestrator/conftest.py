@@ -2,6 +2,7 @@ import sqlite3
 import sys
 import uuid
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 
 import h5py
@@ -13,6 +14,8 @@ sys.path.append(str(Path(__file__).parent))
 
 from mlflow_server import MLflowServer
 
+from algorithms.data import hdf5
+from algorithms.environments.table import make_env
 from algorithms.storage import Storage
 from orchestrator.results import ResultStore, SeedResult
 from orchestrator.sweep.cell import cells_of
@@ -96,24 +99,35 @@ def finish(storage):
     return finish
 
 
+@lru_cache
+def random_hopper(rows, seed):
+    """Columns of D4RL's layout; the last episode is cut where the rows are full."""
+    env, random = make_env("Hopper-v4"), np.random.default_rng(seed)
+    columns = {key: [] for key in hdf5.KEYS.values()}
+    obs, _ = env.reset(seed=seed)
+    for row in range(rows):
+        action = random.uniform(-1, 1, 3).astype(np.float32)
+        next_obs, reward, terminal, timeout, _ = env.step(action)
+        timeout = timeout or (row == rows - 1 and not terminal)
+        values = (obs, action, reward, next_obs, terminal, timeout)
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
+        obs = env.reset()[0] if terminal or timeout else next_obs
+    env.close()
+    arrays = {key: np.array(column) for key, column in columns.items()}
+    return {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in arrays.items()}
+
+
 @pytest.fixture
 def hopper_file(tmp_path):
-    """Write a small file in D4RL's layout: plausible, if nobody replays it."""
+    """Write a small file in D4RL's layout, rolled out in Hopper-v4 with random actions."""
 
     def write(name="data.hdf5", rows=300, seed=0):
-        random = np.random.default_rng(seed)
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        states = random.normal(size=(rows + 1, 11)).astype(np.float32)
-        ends = np.arange(rows) % 10 == 9
-        led_to = np.where(ends[:, None], -states[1:], states[1:])  # not where the next one starts
         with h5py.File(path, "w") as file:
-            file["observations"] = states[:-1]
-            file["next_observations"] = led_to
-            file["actions"] = random.uniform(-1, 1, size=(rows, 3)).astype(np.float32)
-            file["rewards"] = np.ones(rows, dtype=np.float32)
-            file["terminals"] = ends
-            file["timeouts"] = np.zeros(rows, dtype=bool)
+            for column, values in random_hopper(rows, seed).items():
+                file[column] = values
         return path
 
     return write

@@ -26,10 +26,16 @@ def test_show_describes_and_draws_a_data_set(command, hopper_file, tmp_path, cap
     assert command("data", "show", f"file:{path}", "--env", "Hopper-v4", "--picture", picture) == 0
     text = capsys.readouterr().out
     assert "300" in text
-    assert "30 complete, 10 steps on average, 10 to 10" in text
-    assert "100.0% by the task" in text
-    assert "0.9 on average" in text  # return 10: 100 (10 + 20.27) / 3254.57
-    assert "content" in text
+    with h5py.File(path) as file:
+        ends = file["terminals"][()] | file["timeouts"][()]
+        mean = file["rewards"][()].sum() / ends.sum()
+        by_task = file["terminals"][()].sum() / ends.sum()
+    assert f"{ends.sum()} complete, {300 / ends.sum():.0f} steps on average" in text
+    assert f"{by_task:.1%} by the task" in text
+    assert f"{mean:.1f} on average" in text
+    assert f"{100 * (mean + 20.272305) / (3234.3 + 20.272305):.1f} on average" in text
+    assert "no check has anything to say" in text
+    assert resolve(f"file:{path}", env="Hopper-v4").content_hash[:12] in text
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -37,7 +43,10 @@ def test_show_warns(command, hopper_file, capsys):
     path = hopper_file()
     with h5py.File(path, "a") as file:
         file["actions"][:, 1] = 0.5
-    assert command("data", "show", f"file:{path}", "--env", "Hopper-v4") == 0
+    assert command("data", "show", f"file:{path}", "--env", "Hopper-v4") == 2
+    assert "contradicts" in capsys.readouterr().err
+    allowed = ("--allow", "physics")
+    assert command("data", "show", f"file:{path}", "--env", "Hopper-v4", *allowed) == 0
     assert "warning: " in (text := " ".join(capsys.readouterr().out.split()))
     assert "actions never change in dimension 1" in text
 
@@ -126,7 +135,7 @@ def test_what_was_done_to_the_data_stands_in_the_plan_and_below_the_table(
     with h5py.File(path, "a") as file:
         del file["next_observations"]
         file["actions"][0] = 3
-    entry = {"id": "file:a.hdf5", "env": "Hopper-v4", "allow": ["action_range"]}
+    entry = {"id": "file:a.hdf5", "env": "Hopper-v4", "allow": ["action_range", "physics"]}
     sweep_file = sweep_of(entry)
     sweep = load_sweep(sweep_file)
     told = make_plan(sweep, cells_of(sweep), Storage(storage)).to_json()["data"]

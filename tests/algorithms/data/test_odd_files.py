@@ -193,6 +193,14 @@ REFUSED = {
         reset_states,
         ["next_observations is the state that the next episode was reset to at"],
     ),
+    "rewards x 2": (
+        set_column("rewards", lambda c: c["rewards"] * 2),
+        ["contradicts", "the reward is off by", "allow: [physics]"],
+    ),
+    "actions of the row before": (
+        set_column("actions", lambda c: np.roll(c["actions"], 1, axis=0)),
+        ["contradicts", "the next observation is off by"],
+    ),
     "rewards x 1000": (
         set_column("rewards", lambda c: c["rewards"] * 1000),
         ["normalised scores beyond 200", "rewards may be scaled"],
@@ -249,10 +257,19 @@ TAKEN = {
 }
 
 
+# Their values are not those of the simulator, which `physics` would say.
+UNPHYSICAL = (
+    "integer rewards",
+    "no terminals",
+    "no end of an episode",
+    "one long episode, cut by the limit",
+)
+
+
 @pytest.mark.parametrize("name", TAKEN)
 def test_it_is_taken_with_a_stated_conversion(odd_file, rolled_out, name, tmp_path):
     change, said = TAKEN[name]
-    spec = resolve(f"file:{odd_file(change)}")
+    spec = resolve(f"file:{odd_file(change)}", allow=["physics"] if name in UNPHYSICAL else [])
     notes = " ".join(spec.notes)
     assert bool(notes) == bool(said)
     for words in said:
@@ -286,7 +303,11 @@ def test_the_content_of_what_is_derived_is_not_that_of_the_file(odd_file):
 def test_actions_are_clipped_or_rescaled_by_choice(odd_file, rolled_out, tmp_path):
     path = odd_file(set_column("actions", lambda c: c["actions"] * 17))
     storage = Storage(tmp_path / "storage")
-    specs = {how: resolve(f"file:{path}", actions=how) for how in ("clip", "rescale")}
+    # Clipped, they are not those that made the transitions, which the physics tells.
+    with pytest.raises(UserError, match=r"contradicts.*allow: \[physics\]"):
+        resolve(f"file:{path}", actions="clip")
+    specs = {"clip": resolve(f"file:{path}", actions="clip", allow=["physics"])}
+    specs["rescale"] = resolve(f"file:{path}", actions="rescale")
     assert specs["clip"].content_hash != specs["rescale"].content_hash
     assert "clipped to the bounds in" in specs["clip"].notes[-1]
     assert "divided by 17," in specs["rescale"].notes[-1]
@@ -303,7 +324,7 @@ def test_a_choice_that_changes_nothing_is_no_other_data_set(odd_file):
 
 def test_a_check_is_silenced_on_purpose_and_that_is_remembered(odd_file):
     path = odd_file(set_column("actions", lambda c: c["actions"] * 17))
-    spec = resolve(f"file:{path}", allow=["action_range"])
+    spec = resolve(f"file:{path}", allow=["action_range", "physics"])
     assert "action_range is allowed: actions lie outside" in spec.silenced[0]
     with pytest.raises(UserError, match="unknown check in allow 'everything': one of action_range"):
         resolve(f"file:{path}", allow=["everything"])
@@ -315,7 +336,7 @@ def test_what_is_only_odd_is_a_warning(odd_file):
         columns["observations"][:, 4] = columns["observations"][:, 5]
         columns["next_observations"][:, 4] = columns["next_observations"][:, 5]
 
-    spec = resolve(f"file:{odd_file(change)}")
+    spec = resolve(f"file:{odd_file(change)}", allow=["physics"])
     assert "observations never change in dimension 3" in spec.warnings[0]
     assert "observations are the same in dimensions 4 and 5" in spec.warnings[1]
 
@@ -490,5 +511,6 @@ def test_ends_that_nobody_marked_are_where_they_were(odd_file, rolled_out, tmp_p
     data = load(resolve(f"file:{odd_file(without('timeouts'))}"), storage)
     ends = (rolled_out.terminal > 0) | rolled_out.timeout
     assert data.episode_ends.tolist() == (np.flatnonzero(ends[:-1]) + 1).tolist()
-    long = load(resolve(f"file:{odd_file(lambda c: one_episode(2500))}"), storage)
+    long_file = odd_file(lambda c: one_episode(2500))
+    long = load(resolve(f"file:{long_file}", allow=["physics"]), storage)
     assert long.episode_ends.tolist() == [1000, 2000]
