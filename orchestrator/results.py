@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from algorithms.data.catalog import is_known_by_name
 from algorithms.data.file import absolute_path
 from algorithms.data.spec import FILE_PREFIX, DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS
@@ -184,17 +185,17 @@ def _curve(key: str) -> str:
 
 
 def remember_datasets(resolved: Mapping[DatasetEntry, DatasetSpec], storage: Storage) -> None:
-    """Keep what a sweep's files of one's own are."""
+    """Keep what a sweep's data sets are, where that does not follow from their names."""
     for entry, spec in resolved.items():
-        if entry.id.startswith(FILE_PREFIX):
+        if not is_known_by_name(entry.id):
             storage.put(_dataset(entry), spec.model_dump_json(indent=1).encode())
 
 
 def remembered(storage: Storage) -> Resolve:
-    """Resolves the entries of a sweep, files of one's own as they were when it last ran."""
+    """Resolves the entries of a sweep, files as they were when it last ran."""
 
     def resolve(entry: DatasetEntry) -> DatasetSpec:
-        content = storage.get(_dataset(entry)) if entry.id.startswith(FILE_PREFIX) else None
+        content = None if is_known_by_name(entry.id) else storage.get(_dataset(entry))
         spec = None if content is None else DatasetSpec.model_validate_json(content)
         # Its environment may have been a plugin's that the sweep no longer names.
         return spec if spec and spec.env_id in ENVIRONMENTS else resolve_entry(entry, storage)
@@ -203,5 +204,7 @@ def remembered(storage: Storage) -> Resolve:
 
 
 def _dataset(entry: DatasetEntry) -> str:
-    path = str(absolute_path(entry.id))  # the same words name another file in another folder
-    return f"datasets/{content_key(entry.model_dump(mode='json') | {'id': path})}.json"
+    name = entry.id
+    if name.startswith(FILE_PREFIX):  # the same words name another file in another folder
+        name = str(absolute_path(name))
+    return f"datasets/{content_key(entry.model_dump(mode='json') | {'id': name})}.json"

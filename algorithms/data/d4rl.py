@@ -68,16 +68,18 @@ def resolve(
         task=task_of(dataset_id.removeprefix(D4RL_PREFIX)),
     )
     spec = of_catalog(dataset_id, spec, env=env, task=task)
-    if storage is None:
-        storage = Storage(os.environ.get("ORCHESTRATOR_STORAGE") or DEFAULT_STORAGE)
-    pin = _pin(dataset_id, storage) or _first_pin(dataset_id, storage)
-    return spec.model_copy(update={"content_hash": pin.sha256})
+    sha256 = entry.sha256
+    if sha256 is None:
+        if storage is None:
+            storage = Storage(os.environ.get("ORCHESTRATOR_STORAGE") or DEFAULT_STORAGE)
+        sha256 = (_pin(dataset_id, storage) or _first_pin(dataset_id, storage)).sha256
+    return spec.model_copy(update={"content_hash": sha256})
 
 
 def cache_folder(storage: Storage) -> Path:
     """Where files are downloaded to, and where the lock file lies."""
     named = os.environ.get("ORCHESTRATOR_DATA")
-    return Path(named).expanduser().absolute() if named else storage.path("data/d4rl")
+    return Storage(named).path("") if named else storage.path("data/d4rl")
 
 
 def folders(storage: Storage) -> list[Path]:

@@ -6,12 +6,13 @@ import torch, and a source is imported when the first id of its kind is met.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Protocol, cast
 
 from rich.progress import Progress
 
-from algorithms.data.catalog import CATALOG, TASKS, full_id
+from algorithms.data.catalog import CATALOG, D4RL_PREFIX, TASKS, full_id
 from algorithms.data.hdf5 import OfflineDataset
 from algorithms.data.spec import FILE_PREFIX, DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS
@@ -58,7 +59,10 @@ def source_of(dataset_id: str) -> DataSource:
     for prefix, module in SOURCES.items():
         if dataset_id.startswith(prefix) and (dataset_id in CATALOG or prefix.endswith(":")):
             return cast("DataSource", import_module(module))
-    raise UserError(expected("data set", dataset_id, [*CATALOG, f"{FILE_PREFIX}PATH"]))
+    ours = [name for name in CATALOG if not name.startswith(D4RL_PREFIX)]
+    nearest = get_close_matches(dataset_id, CATALOG.keys() - ours, n=3, cutoff=0.0)
+    sentence = expected("data set", dataset_id, [*ours, *nearest, f"{FILE_PREFIX}PATH"])
+    raise UserError(f"{sentence}, or another of D4RL's")
 
 
 def resolve(

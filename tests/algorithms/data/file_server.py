@@ -32,6 +32,9 @@ class FileServer(ThreadingHTTPServer):
     def url(self, address: str, name: str = "file") -> str:
         return f"http://127.0.0.1:{self.server_port}/{address}/{name}"
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Whoever asks may go away before the end."""
+
     def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
         return self
