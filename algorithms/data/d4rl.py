@@ -188,8 +188,8 @@ def _obtain(
     with _alone(target.parent, target.name, f"another process downloads {dataset_id}: waiting"):
         if not is_file(target):
             pin = _pin(dataset_id, storage)
-            sha256 = sha256 or (pin and pin.sha256)
-            wanted = Wanted(dataset_id, target, pin and pin.bytes, sha256, SIGNATURE)
+            length = pin.bytes if pin else None
+            wanted = Wanted(dataset_id, target, length, sha256, SIGNATURE)
             address = fetch(wanted, addresses(dataset_id), progress=progress, patience=PATIENCE)
             if pin is None:
                 _record(dataset_id, storage, target, address)
