@@ -239,7 +239,7 @@ def _first_pin(dataset_id: str, storage: Storage) -> Pin:
     """Record the first file that is found, or downloaded.
 
     Raises:
-        UserError: there is none, and none can be downloaded, or it is not HDF5.
+        UserError: there is none, and none can be downloaded, or it is not in D4RL's layout.
     """
     paths = _present(dataset_id, storage)
     if not paths and not offline():
@@ -250,7 +250,7 @@ def _first_pin(dataset_id: str, storage: Storage) -> Pin:
 
 def _record(dataset_id: str, storage: Storage, path: Path, address: str | None) -> Pin:
     """Enter a file into the lock file, unless there is an entry; returns the entry."""
-    hdf5.read_env_id(path)  # a file that cannot be opened, or is cut off, is not recorded
+    hdf5.read(path, _entry(dataset_id).env_id)  # what cannot be used is not recorded
     pin = Pin(bytes=path.stat().st_size, sha256=_file_sha256(path), url=address)
     folder = cache_folder(storage)
     with _alone(folder, LOCK_FILE, f"another process writes {folder / LOCK_FILE}: waiting"):

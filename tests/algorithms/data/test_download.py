@@ -257,7 +257,7 @@ def test_of_ten_processes_one_downloads(server, tmp_path, monkeypatch, script):
     server.scripts["origin"] = list(script)
     monkeypatch.setattr(d4rl, "ADDRESSES", (server.url("origin", "{file}"),))
     monkeypatch.setattr(d4rl, "SIGNATURE", CONTENT[:8])
-    monkeypatch.setattr(d4rl.hdf5, "read_env_id", lambda path: None)
+    monkeypatch.setattr(d4rl.hdf5, "read", lambda path, env_id: None)
     monkeypatch.delenv("ORCHESTRATOR_DATA", raising=False)
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(10)
