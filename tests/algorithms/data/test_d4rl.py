@@ -51,7 +51,7 @@ def home(tmp_path, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     # Nothing is asked for outside this machine, and nobody listens at this port.
     monkeypatch.setattr(d4rl, "ADDRESSES", ("http://127.0.0.1:9/{folder}/{file}",))
-    monkeypatch.setattr(d4rl, "PATIENCE", Patience(2, 0.5, 2, 1, 0.01))
+    monkeypatch.setattr(d4rl, "PATIENCE", Patience(tries=2, unanswered=1, backoff_s=0.01))
     return tmp_path / "home"
 
 
