@@ -278,11 +278,8 @@ class _Transfer:
 
 
 def open_part(path: Path, start: int) -> Any:
-    """The file of what has arrived, cut to `start` bytes and to be written from there."""
-    file = path.open("r+b" if start else "wb")
-    file.truncate(start)
-    file.seek(start)
-    return file
+    """The file of what has arrived, to be continued or begun anew."""
+    return path.open("ab" if start else "wb")
 
 
 def _mark(response: Response) -> str | None:

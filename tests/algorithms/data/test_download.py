@@ -99,6 +99,13 @@ def test_what_has_arrived_is_not_sent_again(server, target, known):
     assert server.sent < len(CONTENT) + download.CHUNK
 
 
+def test_a_cut_is_noticed_where_the_server_tells_no_length(server, target):
+    server.scripts["origin"] = ["cut_no_length", "good"]
+    get(server, pinned(target), "origin")
+    assert target.read_bytes() == CONTENT
+    assert server.sent < len(CONTENT) + download.CHUNK
+
+
 @pytest.mark.parametrize("known", [pinned, unpinned])
 def test_a_later_command_continues(server, target, known):
     server.scripts["origin"] = ["cut", 404]
@@ -208,9 +215,7 @@ def test_a_full_disk_is_one_sentence_and_what_has_arrived_is_kept(server, target
             return super().write(data)
 
     def full(path, start):
-        file = Full(path, "r+b" if start else "wb")
-        file.seek(start)
-        return file
+        return Full(path, "ab" if start else "wb")
 
     with monkeypatch.context() as patch:
         patch.setattr(download, "open_part", full)
