@@ -15,7 +15,8 @@ class FileServer(ThreadingHTTPServer):
     A script is a list with a behaviour for each request; the last one stays. Behaviours: a status
     (404, 503), or `good`, `cut` (after half of what was asked for), `stall` (as well), `drop`
     (before any answer), `no_range` (always all of it), `one_byte` (of it is wrong), `short` and
-    `long` (whose length is), `no_length` (told at all), `cut_no_length`, `page` (of a web site), `other_part`.
+    `long` (whose length is), `no_length` (told at all), `cut_no_length`, `page`
+    (of a web site), `other_part`.
     """
 
     daemon_threads = True
