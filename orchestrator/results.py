@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from algorithms.data.catalog import is_known_by_name
 from algorithms.data.file import absolute_id
-from algorithms.data.spec import FILE_PREFIX, DatasetSpec
+from algorithms.data.spec import DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
 from algorithms.identity import content_key
@@ -186,17 +187,17 @@ def _curve(key: str) -> str:
 
 
 def remember_datasets(resolved: Mapping[DatasetEntry, DatasetSpec], storage: Storage) -> None:
-    """Keep what a sweep's files of one's own are."""
+    """Keep what a sweep's data sets are, where that does not follow from their names."""
     for entry, spec in resolved.items():
-        if entry.id.startswith(FILE_PREFIX):
+        if not is_known_by_name(entry.id):
             storage.put(_dataset(entry), spec.model_dump_json(indent=1).encode())
 
 
 def remembered(storage: Storage) -> Resolve:
-    """Resolves the entries of a sweep, files of one's own as they were when it last ran."""
+    """Resolves the entries of a sweep, files as they were when it last ran."""
 
     def resolve(entry: DatasetEntry) -> DatasetSpec:
-        content = storage.get(_dataset(entry)) if entry.id.startswith(FILE_PREFIX) else None
+        content = None if is_known_by_name(entry.id) else storage.get(_dataset(entry))
         spec = None if content is None else DatasetSpec.model_validate_json(content)
         # Its environment may have been a plugin's that the sweep no longer names.
         return spec if spec and spec.env_id in ENVIRONMENTS else resolve_entry(entry, storage)

@@ -140,3 +140,9 @@ TASKS: dict[str, str] = {task_of(name): row.env_id for name, row in D4RL_FILES.i
 def full_id(dataset_id: str) -> str:
     """The id of a data set in `CATALOG`; D4RL's own names may be given bare."""
     return f"{D4RL_PREFIX}{dataset_id}" if dataset_id in D4RL_FILES else dataset_id
+
+
+def is_known_by_name(dataset_id: str) -> bool:
+    """Whether the content of a data set follows from its id, with no file to look at."""
+    row = CATALOG.get(full_id(dataset_id))
+    return isinstance(row, Bundled) or (row is not None and row.sha256 is not None)

@@ -65,16 +65,18 @@ def resolve(dataset_id: str, choices: Choices, storage: Storage | None) -> Datas
         task=task_of(dataset_id.removeprefix(D4RL_PREFIX)),
     )
     spec = of_catalog(dataset_id, spec, choices)
-    if storage is None:
-        storage = Storage(os.environ.get("ORCHESTRATOR_STORAGE") or DEFAULT_STORAGE)
-    pin = _pin(dataset_id, storage) or _first_pin(dataset_id, storage)
-    return spec.model_copy(update={"content_hash": pin.sha256})
+    sha256 = entry.sha256
+    if sha256 is None:
+        if storage is None:
+            storage = Storage(os.environ.get("ORCHESTRATOR_STORAGE") or DEFAULT_STORAGE)
+        sha256 = (_pin(dataset_id, storage) or _first_pin(dataset_id, storage)).sha256
+    return spec.model_copy(update={"content_hash": sha256})
 
 
 def cache_folder(storage: Storage) -> Path:
     """Where files are downloaded to, and where the lock file lies."""
     named = os.environ.get("ORCHESTRATOR_DATA")
-    return Path(named).expanduser().absolute() if named else storage.path("data/d4rl")
+    return Storage(named).path("") if named else storage.path("data/d4rl")
 
 
 def folders(storage: Storage) -> list[Path]:
@@ -179,8 +181,8 @@ def _obtain(
     with _alone(target.parent, target.name, f"another process downloads {dataset_id}: waiting"):
         if not is_file(target):
             pin = _pin(dataset_id, storage)
-            sha256 = sha256 or (pin and pin.sha256)
-            wanted = Wanted(dataset_id, target, pin and pin.bytes, sha256, SIGNATURE)
+            length = pin.bytes if pin else None
+            wanted = Wanted(dataset_id, target, length, sha256, SIGNATURE)
             address = fetch(wanted, addresses(dataset_id), progress=progress, patience=PATIENCE)
             if pin is None:
                 _record(dataset_id, storage, target, address)
@@ -230,7 +232,7 @@ def _first_pin(dataset_id: str, storage: Storage) -> Pin:
     """Record the first file that is found, or downloaded.
 
     Raises:
-        UserError: there is none, and none can be downloaded, or it is not HDF5.
+        UserError: there is none, and none can be downloaded, or it is not in D4RL's layout.
     """
     paths = present(dataset_id, storage)
     if not paths and not is_offline():
@@ -241,7 +243,8 @@ def _first_pin(dataset_id: str, storage: Storage) -> Pin:
 
 def _record(dataset_id: str, storage: Storage, path: Path, address: str | None) -> Pin:
     """Enter a file into the lock file, unless there is an entry; returns the entry."""
-    hdf5.read_attribute(path, "env")  # a file that cannot be opened, or is cut off, is not recorded
+    entry = _entry(dataset_id)  # what cannot be used is not recorded
+    understand([hdf5.read(path)], ENVIRONMENTS[entry.env_id], entry.env_id)
     pin = Pin(bytes=path.stat().st_size, sha256=_file_sha256(path), url=address)
     folder = cache_folder(storage)
     with _alone(folder, LOCK_FILE, f"another process writes {folder / LOCK_FILE}: waiting"):

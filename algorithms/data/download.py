@@ -57,7 +57,7 @@ class Wanted(NamedTuple):
 
     label: str  # what the user calls it
     target: Path
-    bytes: int | None
+    length: int | None  # bytes
     sha256: str | None  # hex
     signature: bytes = b""  # with which it begins: tells an unknown file from a page of a web site
 
@@ -157,7 +157,7 @@ class _Transfer:
 
         wanted = self._wanted
         start, mark = self._resumable()
-        if start and start == wanted.bytes:
+        if start and start == wanted.length:
             return True
         headers = {"Accept-Encoding": "identity"}  # lengths are the file's
         if start:
@@ -196,7 +196,7 @@ class _Transfer:
         size = _size(wanted.part)
         notes = _read_json(wanted.notes)
         mark = notes.get("mark") if notes.get("address") == self._address else None
-        if wanted.bytes is not None and size > wanted.bytes:
+        if wanted.length is not None and size > wanted.length:
             return 0, None
         if mark is None and wanted.sha256 is None:
             return 0, None
@@ -224,12 +224,12 @@ class _Transfer:
             total = int(length) if length and length.isdigit() else None
         else:
             raise RefusedError(f"answers {status} {response.reason}")
-        if None not in (total, wanted.bytes) and total != wanted.bytes:
-            raise RefusedError(f"has a file of {total:,} bytes, not of {wanted.bytes:,}")
+        if None not in (total, wanted.length) and total != wanted.length:
+            raise RefusedError(f"has a file of {total:,} bytes, not of {wanted.length:,}")
         chunked = response.headers.get("Transfer-Encoding") == "chunked"
-        if total is None and wanted.bytes is None and not chunked:
+        if total is None and wanted.length is None and not chunked:
             raise RefusedError("does not say how long the file is")
-        return start, wanted.bytes if total is None else total
+        return start, wanted.length if total is None else total
 
     def _write(self, response: Response, start: int, total: int | None) -> int:
         """Add the answer's bytes to the part; returns its length."""
@@ -278,11 +278,8 @@ class _Transfer:
 
 
 def open_part(path: Path, start: int) -> Any:
-    """The file of what has arrived, cut to `start` bytes and to be written from there."""
-    file = path.open("r+b" if start else "wb")
-    file.truncate(start)
-    file.seek(start)
-    return file
+    """The file of what has arrived, to be continued or begun anew."""
+    return path.open("ab" if start else "wb")
 
 
 def _mark(response: Response) -> str | None:
@@ -309,7 +306,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _cannot_write(wanted: Wanted, error: OSError) -> str:
     folder = wanted.target.parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        size = f" ({decimal(wanted.bytes)})" if wanted.bytes else ""
+        size = f" ({decimal(wanted.length)})" if wanted.length else ""
         return (
             f"no space left in {folder} for {wanted.label}{size}: make room, or name another "
             "folder in ORCHESTRATOR_DATA, and run the command again, which continues"
@@ -325,11 +322,11 @@ class _Display:
 
     def __init__(self, wanted: Wanted, progress: Progress) -> None:
         self._label, self._progress = wanted.label, progress
-        self._task = progress.add_task(f"downloading {wanted.label}", total=wanted.bytes)
+        self._task = progress.add_task(f"downloading {wanted.label}", total=wanted.length)
         self._lines = not progress.console.is_terminal
         self._said = time.monotonic()
         if self._lines:
-            size = f" ({decimal(wanted.bytes)})" if wanted.bytes else ""
+            size = f" ({decimal(wanted.length)})" if wanted.length else ""
             self.say(f"downloading {wanted.label}{size} to {wanted.target}")
 
     def say(self, line: str) -> None:

@@ -7,12 +7,13 @@ import torch, and a source is imported when the first id of its kind is met.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Literal, Protocol, cast
 
 from rich.progress import Progress
 
-from algorithms.data.catalog import CATALOG, TASKS, full_id
+from algorithms.data.catalog import CATALOG, D4RL_PREFIX, TASKS, full_id
 from algorithms.data.dataset import OfflineDataset
 from algorithms.data.mapped import load_shared
 from algorithms.data.spec import FILE_PREFIX, Choices, DatasetSpec
@@ -56,7 +57,12 @@ def source_of(dataset_id: str) -> DataSource:
     for prefix, module in SOURCES.items():
         if dataset_id.startswith(prefix) and (dataset_id in CATALOG or prefix not in CATALOGUED):
             return cast("DataSource", import_module(module))
-    raise UserError(expected("data set", dataset_id, [*CATALOG, f"{FILE_PREFIX}PATH", "minari/ID"]))
+    ours = [name for name in CATALOG if not name.startswith(D4RL_PREFIX)]
+    nearest = get_close_matches(dataset_id, CATALOG.keys() - ours, n=3, cutoff=0.0)
+    sentence = expected(
+        "data set", dataset_id, [*ours, *nearest, "minari/ID", f"{FILE_PREFIX}PATH"]
+    )
+    raise UserError(f"{sentence}, or another of D4RL's")
 
 
 def resolve(

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from algorithms import ALGORITHMS
+from algorithms.data.catalog import CATALOG, full_id
 from algorithms.data.source import resolve
 from algorithms.data.spec import DatasetSpec
 from algorithms.dynamics.spec import EnsembleSpec
@@ -116,12 +117,20 @@ def resolve_entry(entry: DatasetEntry, storage: Storage | None = None) -> Datase
     """The data set of an entry of a sweep; a file of one's own is read and checked.
 
     So is an environment that a plugin brings along, or that needs a package which may be missing:
-    it is made once.
+    it is made once, before anything is downloaded where the catalogue knows it.
     """
+    row = CATALOG.get(full_id(entry.id))
+    if row is not None:
+        _try(row.env_id)
     dataset = resolve(entry.id, **entry.model_dump(exclude={"id"}), storage=storage)
-    if ENVIRONMENTS.origin(dataset.env_id) or ENVIRONMENTS[dataset.env_id].make:
-        make_env(dataset.env_id).close()
+    if row is None:
+        _try(dataset.env_id)
     return dataset
+
+
+def _try(env_id: str) -> None:
+    if ENVIRONMENTS.origin(env_id) or ENVIRONMENTS[env_id].make:
+        make_env(env_id).close()
 
 
 def resolve_in(storage: Storage) -> Resolve:

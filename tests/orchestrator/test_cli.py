@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from algorithms.data import d4rl
+from algorithms.data.download import Patience
 from algorithms.storage import Storage
 from orchestrator import __version__, cli
 from orchestrator.sweep.cell import cells_of
@@ -183,6 +185,23 @@ def test_data_that_is_missing_is_told_before_anything_starts(
         assert word in told.err
     assert training.calls == []
     assert not storage.exists()
+
+
+def test_a_download_that_fails_is_told_before_anything_trains(
+    in_process, sweep_file, quickstart, monkeypatch, capsys
+):
+    monkeypatch.setattr(d4rl, "ADDRESSES", ("http://127.0.0.1:9/{file}",))  # nobody listens
+    monkeypatch.setattr(d4rl, "PATIENCE", Patience(tries=1, unanswered=1))
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(sweep_file.parent))
+    monkeypatch.delattr(sys.modules["orchestrator"], "tune", raising=False)
+    monkeypatch.setitem(sys.modules, "orchestrator.tune", None)  # a training cannot even begin
+    quickstart["datasets"] = ["hopper-medium-v2"]
+    sweep_file.write_text(yaml.safe_dump(quickstart))
+    assert in_process("run", sweep_file) == 2
+    told = capsys.readouterr()
+    assert "1 data set to download (152.8 MB)" in " ".join(told.out.split())
+    (sentence,) = [line for line in told.err.splitlines() if line.startswith("error: ")]
+    assert "d4rl/hopper-medium-v2 could not be downloaded (http://127.0.0.1:9/" in sentence
 
 
 def test_a_failed_training_decides_the_exit_code_after_the_table(

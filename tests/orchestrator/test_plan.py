@@ -1,10 +1,13 @@
 import json
 import shutil
+import sys
 
 import pytest
 from rich.console import Console
 
+from algorithms.data import d4rl
 from algorithms.data.bundled import source
+from algorithms.errors import UserError
 from algorithms.storage import Storage
 from orchestrator.plan import Resume, make_plan
 from orchestrator.sweep.cell import cells_of
@@ -192,6 +195,14 @@ def test_a_file_of_d4rls_that_is_not_there_is_missing_offline_until_nothing_need
         finish(trial, 0)
         finish(trial, 1, position=1)
     assert plan(quickstart).missing_data == ()
+
+
+def test_a_package_that_is_missing_is_told_before_a_download(quickstart, plan, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
+    monkeypatch.setattr(d4rl, "fetch", None)
+    quickstart["datasets"] = ["door-human-v1"]
+    with pytest.raises(UserError, match=r"datasets\[0\]: .* needs the package gymnasium-robotics"):
+        plan(quickstart)
 
 
 def test_missing_data_the_preset_and_equal_rows_are_shown(quickstart, plan, monkeypatch):

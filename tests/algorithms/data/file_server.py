@@ -15,7 +15,8 @@ class FileServer(ThreadingHTTPServer):
     A script is a list with a behaviour for each request; the last one stays. Behaviours: a status
     (404, 503), or `good`, `cut` (after half of what was asked for), `stall` (as well), `drop`
     (before any answer), `no_range` (always all of it), `one_byte` (of it is wrong), `short` and
-    `long` (whose length is), `no_length` (told at all), `page` (of a web site), `other_part`.
+    `long` (whose length is), `no_length` (told at all), `cut_no_length`, `page`
+    (of a web site), `other_part`.
     """
 
     daemon_threads = True
@@ -31,6 +32,9 @@ class FileServer(ThreadingHTTPServer):
 
     def url(self, address: str, name: str = "file") -> str:
         return f"http://127.0.0.1:{self.server_port}/{address}/{name}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Whoever asks may go away before the end."""
 
     def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -76,13 +80,13 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{length - 1}/{length}")
         if self.server.marks:
             self.send_header("ETag", etag)
-        if behaviour != "no_length":
+        if "no_length" not in behaviour:
             self.send_header("Content-Length", str(length - start))
         self.end_headers()
         if behaviour == "one_byte":
             content = content[:-10] + bytes([content[-10] ^ 1]) + content[-9:]
         body = content[start:]
-        if behaviour in ("cut", "stall"):
+        if behaviour in ("cut", "cut_no_length", "stall"):
             body = body[: len(body) // 2]
         self.wfile.write(body)
         self.server.sent += len(body)

@@ -52,7 +52,7 @@ def home(tmp_path, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     # Nothing is asked for outside this machine, and nobody listens at this port.
     monkeypatch.setattr(d4rl, "ADDRESSES", ("http://127.0.0.1:9/{folder}/{file}",))
-    monkeypatch.setattr(d4rl, "PATIENCE", Patience(2, 0.5, 2, 1, 0.01))
+    monkeypatch.setattr(d4rl, "PATIENCE", Patience(tries=2, unanswered=1, backoff_s=0.01))
     return tmp_path / "home"
 
 
@@ -300,14 +300,17 @@ def test_the_first_file_that_is_found_is_recorded_and_a_changed_one_refused(
 
 
 def test_files_are_recorded_beside_each_other_in_order(storage, server):
-    for name in ("d4rl/walker2d-random-v2", RANDOM):
-        put(storage / "data" / "d4rl", server.content, CATALOG[name].file)
-    resolve(RANDOM, storage=Storage(storage))
-    before = list(recorded(storage / "data" / "d4rl"))
+    ours, expert = storage / "data" / "d4rl", "d4rl/hopper-expert-v2"
+    for name in (RANDOM, expert):
+        put(ours, server.content, CATALOG[name].file)
+        resolve(name, storage=Storage(storage))
+    assert list(recorded(ours)) == [expert, RANDOM]
+
+
+def test_a_file_of_another_environment_is_not_recorded(storage, server):
     with pytest.raises(UserError, match=r"observations has shape \(12, 11\)"):
-        load(resolve("d4rl/walker2d-random-v2", storage=Storage(storage)), Storage(storage))
-    assert before == [RANDOM]
-    assert list(recorded(storage / "data" / "d4rl")) == [RANDOM, "d4rl/walker2d-random-v2"]
+        resolve("d4rl/walker2d-random-v2", storage=Storage(storage))
+    assert not (storage / "data" / "d4rl" / "datasets.lock.json").exists()
 
 
 def test_a_file_that_is_cut_off_is_not_recorded(storage, server):
