@@ -26,6 +26,7 @@ from algorithms.errors import UserError
 # Every fifth row of the sample, where there are so many, ends an episode: most mistakes are there.
 SHARE_OF_ENDS = 0.2
 RESOLUTION = 1e-6  # of float32 near 10, about
+OUT_OF_BOUNDS = 1e12
 # A foot that touches the ground to within rounding makes or misses a contact by chance, and then
 # even a tiny difference is amplified to 1e-3 of a step or more: in 1 % of the rows of a walker that
 # hardly moves. Rows that disagree are therefore tried again from so many states within float32's
@@ -347,8 +348,10 @@ def _rms(values: np.ndarray) -> np.ndarray:
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Absolute differences; infinite where a simulation went out of bounds."""
-    return np.nan_to_num(np.abs(a - b), nan=np.inf, posinf=np.inf)
+    """Absolute differences; `OUT_OF_BOUNDS` where a simulation gave no finite number."""
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(a - b)
+    return np.minimum(np.nan_to_num(difference, nan=OUT_OF_BOUNDS), OUT_OF_BOUNDS)
 
 
 def _judge(result: Replay) -> tuple[Verdict, str]:
