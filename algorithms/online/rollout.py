@@ -130,7 +130,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         shard = Shard.model_validate_json(line)
-        np.savez(shard.output, **roll_out(shard))  # type: ignore[arg-type]
+        arrays: dict[str, Any] = dict(roll_out(shard))
+        np.savez(shard.output, **arrays)
         print("done", flush=True)  # noqa: T201 - the protocol
 
 
