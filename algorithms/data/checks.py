@@ -135,7 +135,7 @@ def next_observations(evidence: Evidence) -> Told:
 
 
 def reset_state(evidence: Evidence) -> Told:
-    if "next_observations" in evidence.derived or evidence.rows < 2:
+    if {"next_observations", "timeouts"} & {*evidence.derived} or evidence.rows < 2:
         return
     ends = evidence.ends[:-1]
     wrong = ends & evidence.continues

@@ -1,8 +1,9 @@
 """Whether data are what the environment's physics gives: transitions replayed in MuJoCo.
 
 A transition is replayed by setting the simulator to the state before it and stepping with its
-action. What comes out is compared with the data's next observation, reward and terminal. a shifted column, rewards
-in another scale or another robot's file cannot pass it.
+action. What comes out is compared with the data's next observation, reward and terminal. A shifted
+column, rewards in another scale or another robot's file cannot pass it. Releases of MuJoCo whose
+single steps are equal cannot be told apart.
 """
 
 from __future__ import annotations

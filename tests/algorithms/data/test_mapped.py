@@ -47,7 +47,7 @@ def test_the_learner_takes_mapped_rows_without_a_copy(large, storage):
     torch.testing.assert_close(apart.packed_in_place(), data.pack(), rtol=0, atol=0)
     mixed = data._replace(reward=data.reward + 1)
     assert mixed.packed_in_place()[:, 14].tolist() == mixed.reward.tolist()
-    torch.testing.assert_close(mixed.packed_in_place(), data.pack(), rtol=0, atol=0)
+    torch.testing.assert_close(mixed.packed_in_place(), mixed.pack(), rtol=0, atol=0)
     upside_down = Transition(*(x.flip(0) for x in data))
     torch.testing.assert_close(upside_down.packed_in_place(), upside_down.pack(), rtol=0, atol=0)
 
