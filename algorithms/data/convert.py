@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import uuid
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,15 +26,32 @@ def write_d4rl(data: OfflineDataset, spec: DatasetSpec, path: Path) -> None:
     Raises:
         UserError: there is a file already, or it cannot be written.
     """
-    content = hdf5.encode(_own_actions(data, spec), _provenance(spec))
+    refuse_existing(path)
+    write_new(path, hdf5.encode(_own_actions(data, spec), _provenance(spec)))
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises a UserError where there is a file already, before any work is done for it."""
+    if path.exists():
+        raise UserError(f"{path} is there already: remove it, or give another name")
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that is not there yet, whole or not at all."""
+    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
+        with aside.open("xb") as file:
             file.write(content)
+        os.link(aside, path)  # atomic, and fails where there is a file
     except FileExistsError:
-        raise UserError(f"{path} is there already: remove it, or give another name") from None
+        refuse_existing(path)
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def write_minari(data: OfflineDataset, spec: DatasetSpec, dataset_id: str) -> None:

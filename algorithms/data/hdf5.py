@@ -53,12 +53,16 @@ def read(path: Path) -> Columns:
 
 
 def read_states(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """The simulator's positions and velocities before each action, where a file holds them."""
+    """The simulator's positions `[n, nq]` and velocities `[n, nv]` before each action.
+
+    In float64; None where the file does not hold both.
+    """
     with _open(path) as file:
         arrays = _read_columns(path, file, STATES)
     if len(arrays) < len(STATES):
         return None
-    return arrays[STATES[0]], arrays[STATES[1]]
+    qpos, qvel = (arrays[name].astype(np.float64) for name in STATES)
+    return qpos, qvel
 
 
 def read_attribute(path: Path, name: str) -> str | None:

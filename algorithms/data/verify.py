@@ -13,13 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from algorithms.data import d4rl, hdf5
+from algorithms.data.catalog import D4RL_PREFIX
 from algorithms.data.dataset import OfflineDataset
+from algorithms.data.spec import DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS, make_env
 from algorithms.errors import UserError
+from algorithms.storage import Storage
 
 # Every fifth row of the sample, where there are so many, ends an episode: most mistakes are there.
 SHARE_OF_ENDS = 0.2
@@ -120,6 +125,19 @@ class Replay:
             f"{self.rows} transitions replayed in {self.env_id} (MuJoCo {self.mujoco}, "
             f"Gymnasium {self.gymnasium}): {self.verdict}; {self.reason}"
         )
+
+
+def states_of(
+    spec: DatasetSpec, data: OfflineDataset, storage: Storage
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """`infos/qpos` and `infos/qvel` of a data set's single HDF5 file, if it has one of each row."""
+    paths = [Path(file.path) for file in spec.files]
+    if spec.id.startswith(D4RL_PREFIX):
+        paths = [path for path in [d4rl.find(spec, storage)] if path is not None]
+    if len(paths) != 1 or paths[0].suffix.lower() not in (".hdf5", ".h5"):
+        return None
+    states = hdf5.read_states(paths[0])
+    return states if states is not None and len(states[0]) == len(data.obs) else None
 
 
 def replay(

@@ -86,6 +86,83 @@ def show(
 
 
 @data.command()
+def verify(
+    context: typer.Context,
+    dataset: Dataset,
+    *,
+    env: Env = None,
+    size: Size = None,
+    rows: Annotated[int, typer.Option(min=1, help="Transitions to replay.")] = 500,
+    storage: StorageOption = None,
+) -> int:
+    """Replay a sample of transitions in MuJoCo, and report how far the data are off."""
+    from algorithms.data.checks import CHECKS
+    from algorithms.data.verify import Verdict, replay, states_of
+    from orchestrator.report.dataset import replay_table
+
+    deployment = deployment_of(context, storage)
+    deployment.prepare()
+    # The replay is to tell what is wrong, so no check may end the command before it.
+    own = dataset.startswith(("file:", "minari/"))
+    allow = list(CHECKS) if own else []
+    spec, loaded = _load(dataset, deployment.storage, env=env, size=size, allow=allow)
+    states = states_of(spec, loaded, deployment.storage)
+    qpos, qvel = states if states is not None else (None, None)
+    result = replay(loaded, spec.env_id, rows=rows, qpos=qpos, qvel=qvel)
+    console.print(replay_table(spec, result))
+    return 1 if result.verdict is Verdict.CONTRADICTS else 0
+
+
+@data.command()
+def collect(
+    policy: Annotated[
+        str,
+        typer.Argument(
+            metavar="POLICY",
+            help="A file of `orchestrator export`, or a bundled level: hopper/medium",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new file (.hdf5).")],
+    *,
+    env: Annotated[
+        str | None, typer.Option(help="Where it acts; a bundled level has its own.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, help="Transitions.")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of initial states and actions.")] = 0,
+    deterministic: Annotated[
+        bool, typer.Option(help="The policy's mode; an exported policy has nothing else.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="At most (default: one per core).")
+    ] = None,
+) -> None:
+    """Roll a policy out in MuJoCo, into a file in D4RL's layout."""
+    from rich.progress import Progress
+
+    from algorithms.data.convert import refuse_existing, write_new
+    from algorithms.online.collect import collect as roll_out
+
+    refuse_existing(out)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"collecting {policy}", total=size)
+        collection = roll_out(
+            policy,
+            env,
+            size,
+            seed,
+            deterministic=deterministic,
+            processes=processes,
+            advance=lambda rows: progress.advance(task, rows),
+        )
+    write_new(out, collection.encode())
+    score = collection.data.behaviour_score(collection.env_id)
+    console.print(
+        f"wrote {out}: {size:,} transitions of {collection.env_id}, mean score {score:.1f}",
+        soft_wrap=True,
+    )
+
+
+@data.command()
 def convert(
     context: typer.Context,
     dataset: Dataset,

@@ -16,6 +16,7 @@ from algorithms.data.columns import in_bytes
 from algorithms.data.dataset import OfflineDataset
 from algorithms.data.source import at_hand, resolve
 from algorithms.data.spec import DatasetSpec
+from algorithms.data.verify import Replay
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
 from algorithms.storage import Storage
@@ -83,6 +84,29 @@ def _bars(returns: np.ndarray) -> Text:
         for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
     ]
     return Text("\n".join(["returns of episodes", *lines]))
+
+
+def replay_table(spec: DatasetSpec, result: Replay) -> RenderableType:
+    """Errors of a replay, and its verdict."""
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("error of", "median", "99 %", "largest"):
+        table.add_column(heading, justify="left" if heading == "error of" else "right")
+    for name, errors in (
+        ("next observation", result.next_obs),
+        ("next observation / change in a step", result.next_obs_relative),
+        ("reward", result.reward),
+        ("reward / size of rewards", result.reward_relative),
+    ):
+        table.add_row(name, *(f"{value:.2g}" for value in errors))
+    worst = int(np.argmax(result.per_dimension))
+    left_out = f", {result.left_out} left out (a velocity is clipped)" if result.left_out else ""
+    return Group(
+        *provenance(spec),
+        table,
+        f"states from {result.states}{left_out}; {result.terminals_differ} rows end in one of the "
+        f"two only; largest error in dimension {worst} of the observation",
+        str(result),
+    )
 
 
 def write_picture(spec: DatasetSpec, data: OfflineDataset, path: Path) -> None:

@@ -76,6 +76,29 @@ def test_convert_writes_what_reads_back(command, hopper_file, tmp_path, monkeypa
     assert command("data", "convert", original, out, "--env", "Hopper-v4") == 2
 
 
+def test_collect_writes_what_verify_confirms(command, tmp_path, capsys):
+    out = tmp_path / "new" / "collected.hdf5"
+    arguments = ("hopper/medium", out, "--size", 500, "--processes", 1, "--seed", 3)
+    assert command("data", "collect", *arguments) == 0
+    assert "500 transitions of Hopper-v4" in capsys.readouterr().out
+    assert command("data", "verify", f"file:{out}") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "states from infos/qpos and infos/qvel" in text
+    assert "agrees to rounding" in text
+    assert command("data", "collect", *arguments) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_verify_finds_shifted_rows_and_says_so_with_its_exit_code(command, hopper_file, capsys):
+    path = hopper_file()
+    assert command("data", "verify", f"file:{path}", "--env", "Hopper-v4") == 0
+    with h5py.File(path, "a") as file:
+        file["next_observations"][:] = np.roll(file["next_observations"][()], 1, axis=0)
+    capsys.readouterr()
+    assert command("data", "verify", f"file:{path}", "--env", "Hopper-v4") == 1
+    assert "contradicts" in capsys.readouterr().out
+
+
 # --- in a sweep
 
 

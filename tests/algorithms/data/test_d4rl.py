@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parent))
 
 from file_server import FileServer
 
-from algorithms.data import d4rl, hdf5
+from algorithms.data import d4rl
 from algorithms.data.catalog import CATALOG, D4RL
 from algorithms.data.download import Patience
 from algorithms.data.source import at_hand, load, missing, resolve, to_download
@@ -212,7 +212,7 @@ def test_a_process_hashes_a_file_once(pinned, storage, monkeypatch):
     spec, content = pinned
     put(storage / "data" / "d4rl", content)
     hashed = []
-    monkeypatch.setattr(hdf5, "file_sha256", lambda path: hashed.append(path) or spec.content_hash)
+    monkeypatch.setattr(d4rl, "file_sha256", lambda path: hashed.append(path) or spec.content_hash)
     load(spec, Storage(storage))
     load(spec, Storage(storage))
     assert len(hashed) == 1
@@ -253,7 +253,7 @@ def test_the_first_download_is_recorded_and_decides(storage, server, capsys):
     spec = resolve(RANDOM, storage=kept)
     assert "downloaded now" in capsys.readouterr().err
     path = storage / "data" / "d4rl" / RANDOM_FILE
-    assert spec.content_hash == hdf5.file_sha256(path)
+    assert spec.content_hash == file_sha256(path)
     assert recorded(path.parent) == {
         RANDOM: {
             "bytes": len(server.content),
@@ -293,7 +293,7 @@ def test_the_first_file_that_is_found_is_recorded_and_a_changed_one_refused(
         load(resolve(RANDOM, storage=kept), kept)
     for words in (path, ours / "datasets.lock.json", spec.content_hash[:12]):
         assert str(words) in str(caught.value)
-    assert hdf5.file_sha256(path)[:12] in str(caught.value)
+    assert file_sha256(path)[:12] in str(caught.value)
     path.write_bytes(server.content + b"x")
     assert str(ours / "datasets.lock.json") in missing(spec, kept)
     assert server.asked == []

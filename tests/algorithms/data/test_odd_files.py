@@ -141,10 +141,7 @@ REFUSED = {
         ["4 transitions are fewer than a batch of 256", "holdout", "allow: [too_few_rows]"],
     ),
     "no end of any episode, and less than one": (
-        lambda c: (
-            {k: v[:300] for k, v in c.items()}
-            | {"terminals": np.zeros(300), "timeouts": np.zeros(300)}
-        ),
+        lambda c: one_episode(300),
         ["no episode ends", "300 rows are fewer than the 1000 steps"],
     ),
     "actions x 17": (

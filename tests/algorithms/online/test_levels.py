@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from algorithms.data.bundled.recipe import PolicySet, equal, policies_folder, policy_set
 from algorithms.data.bundled.source import make_recipe
 from algorithms.data.catalog import Bundled
-from algorithms.data.hdf5 import file_sha256
 from algorithms.environments.episodes import Evaluator
 from algorithms.errors import UserError
+from algorithms.identity import file_sha256
 from algorithms.online.levels import PACKING_EVALUATION, choose_levels, pack_levels, untrained_actor
 from algorithms.online.rollout import load_policy
 from algorithms.online.training import OnlineSettings
