@@ -12,7 +12,7 @@ from orchestrator.cli.options import StorageOption, console, deployment_of
 if TYPE_CHECKING:
     from algorithms.data.dataset import OfflineDataset
     from algorithms.data.spec import DatasetSpec
-    from algorithms.storage import Storage
+    from orchestrator.deployment import Deployment
 
 data = typer.Typer(
     help="List, fetch, show, verify, collect and convert data sets.",
@@ -51,9 +51,8 @@ def fetch(
 ) -> None:
     """Download or generate data sets, so that nothing has to be when a sweep runs."""
     deployment = deployment_of(context, storage)
-    deployment.prepare()
     for dataset_id in datasets:
-        spec, loaded = _load(dataset_id, deployment.storage, size=size)
+        spec, loaded = _load(dataset_id, deployment, size=size)
         console.print(f"{spec.id}: {len(loaded.reward):,} transitions", soft_wrap=True)
 
 
@@ -75,10 +74,7 @@ def show(
     from orchestrator.report.dataset import describe, write_picture
 
     deployment = deployment_of(context, storage)
-    deployment.prepare()
-    spec, loaded = _load(
-        dataset, deployment.storage, env=env, size=size, actions=actions, allow=allow
-    )
+    spec, loaded = _load(dataset, deployment, env=env, size=size, actions=actions, allow=allow)
     console.print(describe(spec, loaded))
     if picture is not None:
         write_picture(spec, loaded, picture)
@@ -101,11 +97,10 @@ def verify(
     from orchestrator.report.dataset import replay_table
 
     deployment = deployment_of(context, storage)
-    deployment.prepare()
     # The replay is to tell what is wrong, so no check may end the command before it.
     own = dataset.startswith(("file:", "minari/"))
     allow = list(CHECKS) if own else []
-    spec, loaded = _load(dataset, deployment.storage, env=env, size=size, allow=allow)
+    spec, loaded = _load(dataset, deployment, env=env, size=size, allow=allow)
     states = states_of(spec, loaded, deployment.storage)
     qpos, qvel = states if states is not None else (None, None)
     result = replay(loaded, spec.env_id, rows=rows, qpos=qpos, qvel=qvel)
@@ -186,10 +181,7 @@ def convert(
     if not out.startswith("minari/") and Path(out).suffix not in (".hdf5", ".h5"):
         raise UserError(f"{out}: give a file whose name ends in .hdf5, or minari/ID")
     deployment = deployment_of(context, storage)
-    deployment.prepare()
-    spec, loaded = _load(
-        dataset, deployment.storage, env=env, size=size, actions=actions, allow=allow
-    )
+    spec, loaded = _load(dataset, deployment, env=env, size=size, actions=actions, allow=allow)
     if out.startswith("minari/"):
         write_minari(loaded, spec, out)
     else:
@@ -198,9 +190,10 @@ def convert(
 
 
 def _load(
-    dataset_id: str, storage: Storage, **choices: object
+    dataset_id: str, deployment: Deployment, **choices: object
 ) -> tuple[DatasetSpec, OfflineDataset]:
     from algorithms.data.source import load, resolve
 
-    spec = resolve(dataset_id, storage=storage, **choices)  # type: ignore[arg-type]
-    return spec, load(spec, storage)
+    spec = resolve(dataset_id, storage=deployment.storage, **choices)  # type: ignore[arg-type]
+    deployment.prepare()  # nothing is made for a data set that is not there
+    return spec, load(spec, deployment.storage)

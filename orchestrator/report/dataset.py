@@ -30,7 +30,7 @@ def catalogue_table(storage: Storage) -> RenderableType:
     """The data sets of the catalogue, one row each."""
     table = Table(box=SIMPLE_HEAD)
     for heading in ("id", "environment", "size", "state"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "id")
     for dataset_id, entry in CATALOG.items():
         table.add_row(dataset_id, entry.env_id, *_size_and_state(dataset_id, entry, storage))
     return Group(table, "and minari/ID, file:PATH")

@@ -117,13 +117,14 @@ def resolve_entry(entry: DatasetEntry, storage: Storage | None = None) -> Datase
     """The data set of an entry of a sweep; a file of one's own is read and checked.
 
     So is an environment that a plugin brings along, or that needs a package which may be missing:
-    it is made once, before anything is downloaded where the catalogue knows it.
+    it is made once, before anything is read or downloaded where it is known.
     """
     row = CATALOG.get(full_id(entry.id))
-    if row is not None:
-        _try(row.env_id)
+    known = entry.env if row is None else row.env_id
+    if known is not None and known in ENVIRONMENTS:
+        _try(known)
     dataset = resolve(entry.id, **entry.model_dump(exclude={"id"}), storage=storage)
-    if row is None:
+    if dataset.env_id != known:
         _try(dataset.env_id)
     return dataset
 

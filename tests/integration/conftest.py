@@ -126,7 +126,7 @@ class CommandLine:
     def start(self, *arguments, **environment):
         """Start it in a process group of its own, as a shell would."""
         return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)],
+            [sys.executable, "-m", "orchestrator", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -68,6 +68,9 @@ def test_results_have_a_row_per_seed(file, storage, finish, expand, quickstart):
         "minutes",
         "result_key",
         "ensemble_key",
+        "data_content",
+        "data_version",
+        "data_notes",
         "code",
     ]
     assert frame["status"].tolist() == ["finished", "running", "diverged", "missing"]

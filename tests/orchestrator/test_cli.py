@@ -24,7 +24,7 @@ def orchestrator(storage):
     """Run the command line in a process of its own."""
 
     def orchestrator(*arguments):
-        command = [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "orchestrator", *map(str, arguments)]
         environment = os.environ | {"ORCHESTRATOR_STORAGE": str(storage)}
         environment.pop("MLFLOW_TRACKING_URI", None)
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -267,7 +267,7 @@ def served(storage):
         storage.mkdir()
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        command = [sys.executable, "-m", "orchestrator.cli", "ui", "--port", str(port)]
+        command = [sys.executable, "-m", "orchestrator", "ui", "--port", str(port)]
         environment = os.environ | {"ORCHESTRATOR_STORAGE": str(storage)} | environment
         environment.pop("MLFLOW_TRACKING_URI", None)
         server = subprocess.Popen(command, env=environment, start_new_session=True)

@@ -53,14 +53,16 @@ def ideas(tmp_path):
 @pytest.fixture
 def pendulum_file(tmp_path):
     """A small file of the plugin's environment; its actions are in [-3, 3]."""
-    random, rows = np.random.default_rng(0), 30
+    random, rows = np.random.default_rng(0), 300
     path = tmp_path / "pendulum.hdf5"
+    states = random.normal(size=(rows + 1, 4)).astype(np.float32)
+    ends = np.arange(rows) % 10 == 9
     with h5py.File(path, "w") as file:
-        file["observations"] = random.normal(size=(rows, 4)).astype(np.float32)
-        file["next_observations"] = random.normal(size=(rows, 4)).astype(np.float32)
+        file["observations"] = states[:-1]
+        file["next_observations"] = np.where(ends[:, None], -states[1:], states[1:])
         file["actions"] = random.uniform(-3, 3, size=(rows, 1)).astype(np.float32)
         file["rewards"] = np.ones(rows, dtype=np.float32)
-        file["terminals"] = np.arange(rows) % 10 == 9
+        file["terminals"] = ends
         file["timeouts"] = np.zeros(rows, dtype=bool)
     return path
 
@@ -234,7 +236,7 @@ MISTAKES = {
     "data of other sizes": (
         {},
         IDEAS.replace("obs_dim=4", "obs_dim=5"),
-        ["pendulum.hdf5: observations has shape (30, 4), but 30 observations of Inv"],
+        ["InvertedPendulum-v4 has obs_dim 5 in its row, but Gymnasium's has a space of shape (4,)"],
     ),
 }
 

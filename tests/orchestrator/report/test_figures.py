@@ -207,9 +207,9 @@ def loads(monkeypatch):
 def test_a_prediction_is_the_ensembles_with_the_elites_in_turn(publish, dataset, storage):
     published, _ = publish(dataset)
     obs, action = data_batch(dataset, Storage(storage))
-    assert len(obs) == 20  # the whole file; of larger ones 1000 rows
+    assert len(obs) == 300  # the whole file; of larger ones 1000 rows
     prediction = predict(published, obs, action)
-    assert prediction.mean.shape == (7, 20, 12)
+    assert prediction.mean.shape == (7, 300, 12)
     assert prediction.member[:7].tolist() == [6, 1, 2, 3, 5, 6, 1]
     again = predict(published, obs[3:4], action[3:4])
     torch.testing.assert_close(again.mean, prediction.mean[:, 3:4])

@@ -98,7 +98,7 @@ MISTAKES = {
     ),
     "unknown key of a data set": (
         {"datasets": [{"id": "bundled/hopper-medium", "sise": 5000}]},
-        ["datasets[0].sise: unknown key", "'size'", "id, env, size"],
+        ["datasets[0].sise: unknown key", "'size'", "env, size, task, actions, allow, id"],
     ),
     "missing name": ({"name": ...}, ["name: this key is required"]),
     "unknown algorithm": ({"algorithm": "ppo"}, ["algorithm: unknown algorithm 'ppo'", "mopo"]),
