@@ -47,6 +47,7 @@ class D4RL:
         return f"{self.stem}.hdf5"
 
 
+PENDULUM = "InvertedDoublePendulum-v4"
 GYM, HAND = "gym_mujoco_v2", "hand_dapg_v1"
 
 # By D4RL's own name. Addresses: d4rl/infos.py of the d4rl package, version 1.1. Bytes and hashes
@@ -123,6 +124,14 @@ CATALOG: dict[str, Bundled | D4RL] = {
     ),
     "bundled/hopper-medium-expert": Bundled(
         "Hopper-v4", "hopper", equal("medium", "expert"), "hopper-medium-expert"
+    ),
+    # Learnt in minutes, and quick to simulate; no task of D4RL's.
+    "bundled/double-pendulum-medium": Bundled(PENDULUM, "double-pendulum", equal("medium")),
+    "bundled/double-pendulum-medium-replay": Bundled(
+        PENDULUM, "double-pendulum", replay(until="medium")
+    ),
+    "bundled/double-pendulum-medium-expert": Bundled(
+        PENDULUM, "double-pendulum", equal("medium", "expert")
     ),
     **{f"{D4RL_PREFIX}{name}": row for name, row in D4RL_FILES.items()},
 }
