@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from rich.progress import Progress
@@ -22,7 +21,14 @@ from algorithms.data.checks import Evidence, judge, refuse_unknown_checks
 from algorithms.data.columns import Columns, Understood, understand
 from algorithms.data.dataset import OfflineDataset
 from algorithms.data.source import refuse_size
-from algorithms.data.spec import FILE_PREFIX, FILE_SEPARATOR, Choices, DataFile, DatasetSpec
+from algorithms.data.spec import (
+    FILE_PREFIX,
+    FILE_SEPARATOR,
+    ActionChoice,
+    Choices,
+    DataFile,
+    DatasetSpec,
+)
 from algorithms.environments.table import ENVIRONMENTS, Environment
 from algorithms.errors import UserError, expected
 from algorithms.identity import file_sha256
@@ -231,7 +237,7 @@ def _env_id(where: str, columns: Sequence[Columns], given: str | None) -> str:
 
 
 def _bounded(
-    data: OfflineDataset, env: Environment, choice: Literal["clip", "rescale"] | None
+    data: OfflineDataset, env: Environment, choice: ActionChoice | None
 ) -> tuple[OfflineDataset, str | None]:
     """Actions in the environment's units, changed as chosen; and what was done, None if nothing."""
     if choice is None:

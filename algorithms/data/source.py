@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast, get_args
 
 from rich.progress import Progress
 
 from algorithms.data.catalog import CATALOG, D4RL_PREFIX, TASKS, full_id
 from algorithms.data.dataset import OfflineDataset
 from algorithms.data.mapped import load_shared
-from algorithms.data.spec import FILE_PREFIX, Choices, DatasetSpec
+from algorithms.data.spec import FILE_PREFIX, ActionChoice, Choices, DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError, expected
 from algorithms.storage import Storage
@@ -71,7 +71,7 @@ def resolve(
     env: str | None = None,
     size: int | None = None,
     task: str | None = None,
-    actions: Literal["clip", "rescale"] | None = None,
+    actions: ActionChoice | None = None,
     allow: Sequence[str] = (),
     storage: Storage | None = None,
 ) -> DatasetSpec:
@@ -95,6 +95,8 @@ def resolve(
         UserError: unknown name, environment or task; files that are missing, damaged, in no
             layout that can be read, or implausible.
     """
+    if actions not in (None, *get_args(ActionChoice)):
+        raise UserError(expected("actions", actions, get_args(ActionChoice)))
     choices = Choices(env=env, size=size, task=task, actions=actions, allow=tuple(allow))
     if env is not None and env not in ENVIRONMENTS:
         raise UserError(expected("env", env, ENVIRONMENTS))

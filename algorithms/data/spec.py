@@ -42,6 +42,9 @@ class Recipe(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+ActionChoice = Literal["clip", "rescale"]
+
+
 class DataFile(BaseModel):
     """A file with its content."""
 
@@ -66,9 +69,9 @@ class Choices(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     env: str | None = None
-    size: Annotated[int, Field(ge=1)] | None = None
+    size: int | None = None
     task: str | None = None
-    actions: Literal["clip", "rescale"] | None = None
+    actions: ActionChoice | None = None
     allow: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
@@ -103,7 +106,7 @@ class DatasetSpec(BaseModel):
     action_bounds: tuple[float, float] = (-1.0, 1.0)
     task: str | None = None
     files: tuple[DataFile, ...] = ()
-    actions: Literal["clip", "rescale"] | None = None
+    actions: ActionChoice | None = None
     version: str = ""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -49,6 +49,7 @@ class DatasetEntry(Choices):
     """
 
     id: str
+    size: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("id", mode="before")
     @classmethod

@@ -34,6 +34,7 @@ NAMES = (
     "memory",
     "overhead",
     "parallel_evaluation",
+    "data_loading",
 )
 
 

@@ -86,6 +86,8 @@ MISTAKES = {
     "no seed": (["export", "x"], "--seed"),
     "unknown data set": (["data", "show", "bundled/x"], "bundled/hopper-medium"),
     "unknown check": (["data", "show", "file:{good}", "--allow", "x"], "one of action_range"),
+    "no way to take actions": (["data", "show", "x", "--actions", "cut"], "one of clip, rescale"),
+    "no size": (["data", "show", "bundled/hopper-medium", "--size", "-5"], "1,000 to 1,000,000"),
     "no kind of file": (["data", "show", "file:{good}"], "names end in .hdf5"),
     "no place to convert to": (["data", "convert", "bundled/x", "x.csv"], "ends in .hdf5"),
     "nothing recorded": (["ui"], "run a sweep first"),
