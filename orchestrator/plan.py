@@ -208,7 +208,8 @@ class Plan:
     @property
     def data_lines(self) -> tuple[str, ...]:
         """What was done to read the data sets, and what is odd about them: a sentence each."""
-        datasets = {entry.cell.dataset.id: entry.cell.dataset for entry in self.cells}.values()
+        cells = [entry.cell for entry in self.cells]
+        datasets = {cell.dataset.content_hash: cell.dataset for cell in cells}.values()
         return tuple(
             line
             for dataset in datasets

@@ -16,7 +16,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from algorithms.data.catalog import is_known_by_name
 from algorithms.data.file import absolute_id
-from algorithms.data.spec import DatasetSpec
+from algorithms.data.spec import FILE_PREFIX, DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
 from algorithms.identity import content_key
@@ -206,6 +206,8 @@ def remembered(storage: Storage) -> Resolve:
 
 
 def _dataset(entry: DatasetEntry) -> str:
-    said = entry.model_dump(mode="json", exclude_defaults=True)
-    said["id"] = absolute_id(entry.id)  # the same words name another file in another folder
-    return f"datasets/{content_key(said)}.json"
+    # The same words name another file in another folder.
+    name = absolute_id(entry.id).removeprefix(FILE_PREFIX)
+    said = {"id": name, "env": entry.env, "size": entry.size, "task": entry.task}
+    later = entry.model_dump(mode="json", include={"actions", "allow"}, exclude_defaults=True)
+    return f"datasets/{content_key(said | later)}.json"

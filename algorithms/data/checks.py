@@ -132,12 +132,21 @@ def next_observations(evidence: Evidence) -> Told:
             "rows are shifted or sorted otherwise, or an episode's end is not marked; without the "
             "column it is derived",
         )
+    breaks = evidence.data.timeout[:-1] & ~evidence.continues
+    if "timeouts" in evidence.derived and breaks.any():
+        yield warning(
+            f"in {_share(breaks.sum(), evidence.rows)}, first in row {breaks.argmax()}, "
+            "next_observations is not the next row's observation, and episodes are taken to end "
+            "there, because no timeouts are given"
+        )
 
 
 def reset_state(evidence: Evidence) -> Told:
-    if {"next_observations", "timeouts"} & {*evidence.derived} or evidence.rows < 2:
+    if "next_observations" in evidence.derived or evidence.rows < 2:
         return
     ends = evidence.ends[:-1]
+    if "timeouts" in evidence.derived:  # some of which are where rows do not continue
+        ends = evidence.data.terminal[:-1] > 0
     wrong = ends & evidence.continues
     if wrong.sum() >= 2 and wrong.sum() > ends.sum() / 2:
         yield error(
@@ -271,6 +280,15 @@ class Verdict(NamedTuple):
 
     warnings: tuple[str, ...]
     silenced: tuple[str, ...]  # sentences of checks that were allowed
+
+
+def warnings_of(where: str, evidence: Evidence) -> tuple[str, ...]:
+    """All that the checks have to say of data that are taken as they are, whatever they say."""
+    return tuple(
+        f"{where}: {name}: {sentence}"
+        for name, check in CHECKS.items()
+        for _, sentence in check.find(evidence)
+    )
 
 
 def judge(where: str, evidence: Evidence, allow: Collection[str]) -> Verdict:

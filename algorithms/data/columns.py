@@ -67,7 +67,7 @@ def _transitions(
     columns: Columns, env: Environment, env_id: str, *, is_one_of_many: bool
 ) -> Understood:
     where = columns.where
-    arrays = {ALIASES.get(name, name): array for name, array in columns.arrays.items()}
+    arrays = _under_one_name(where, columns.arrays)
     _check_shapes(where, arrays, env, env_id)
     notes: list[str] = []
     numbers = {name: _float32(where, name, array, notes) for name, array in arrays.items()}
@@ -99,10 +99,11 @@ def _transitions(
         kept, next_obs, ends = _next_observations(numbers["observations"], terminal | timeout)
         notes.append(
             f"{where} has no next_observations: derived from the rows that follow, so the last "
-            f"row of each episode is dropped ({len(terminal) - len(kept):,} of {len(terminal):,})"
+            f"row of each episode is dropped ({len(terminal) - len(kept):,} of {len(terminal):,}), "
+            "and with it whether the task ended"
         )
-        if not len(kept):
-            raise UserError(f"{where}: no row is followed by another of its episode")
+        if not ends.any():
+            raise UserError(f"{where}: no episode of two rows or more is complete")
         numbers = {name: array[kept] for name, array in numbers.items()}
         numbers["next_observations"] = next_obs
         terminal, timeout = np.zeros(len(kept), dtype=bool), ends
@@ -121,6 +122,16 @@ def _transitions(
     return Understood(data, tuple(notes), tuple(derived))
 
 
+def _under_one_name(where: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for given, array in arrays.items():
+        name = ALIASES.get(given, given)
+        if name in found and not np.array_equal(found[name] != 0, array != 0):
+            raise UserError(f"{where} has {name} and {given}, which differ: leave one of them out")
+        found.setdefault(name, array)
+    return found
+
+
 def _check_shapes(
     where: str, arrays: Mapping[str, np.ndarray], env: Environment, env_id: str
 ) -> None:
@@ -137,6 +148,9 @@ def _check_shapes(
                 f"{where} has no {name}, and which states end an episode of {env_id} is learned "
                 "from them: give the environment a termination function"
             )
+    for name, array in arrays.items():
+        if array.ndim == 0:
+            raise UserError(f"{where}: {name} is a single value, not a column")
     rows = len(arrays["observations"])
     if rows == 0:
         raise UserError(f"{where} holds no transitions")

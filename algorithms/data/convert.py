@@ -13,11 +13,13 @@ import numpy as np
 from algorithms.data import hdf5
 from algorithms.data.columns import one_line
 from algorithms.data.dataset import OfflineDataset
-from algorithms.data.minari import PREFIX, minari_package
-from algorithms.data.spec import DatasetSpec
+from algorithms.data.minari import minari_package
+from algorithms.data.spec import MINARI_PREFIX, DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS, make_env
 from algorithms.errors import UserError
 from algorithms.identity import code_version
+
+SUFFIXES = (".hdf5", ".h5")
 
 
 def write_d4rl(data: OfflineDataset, spec: DatasetSpec, path: Path) -> None:
@@ -26,14 +28,38 @@ def write_d4rl(data: OfflineDataset, spec: DatasetSpec, path: Path) -> None:
     Raises:
         UserError: there is a file already, or it cannot be written.
     """
-    refuse_existing(path)
+    refuse_unusable(str(path))
     write_new(path, hdf5.encode(_own_actions(data, spec), _provenance(spec)))
 
 
-def refuse_existing(path: Path) -> None:
-    """Raises a UserError where there is a file already, before any work is done for it."""
-    if path.exists():
-        raise UserError(f"{path} is there already: remove it, or give another name")
+def refuse_unusable(out: str) -> None:
+    """Raises a UserError for a target that cannot be written, before any work is done for it.
+
+    Args:
+        out: a new file whose name ends in `.hdf5`, or `minari/` and an id with a version.
+    """
+    if out.startswith(MINARI_PREFIX):
+        minari_package()
+        from minari.dataset.minari_dataset import parse_dataset_id
+
+        name = out.removeprefix(MINARI_PREFIX)
+        try:
+            _, dataset, version = parse_dataset_id(name)
+            gone = version is None or not dataset
+        except (ValueError, TypeError):
+            gone = True
+        if gone:
+            raise UserError(f"{out}: give minari/ and an id such as mine/hopper-v0")
+        return
+    path = Path(out)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{out}: give a file whose name ends in .hdf5, or minari/ID")
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    if exists:
+        raise UserError(f"{out} is there already: remove it, or give another name")
 
 
 def write_new(path: Path, content: bytes) -> None:
@@ -45,7 +71,7 @@ def write_new(path: Path, content: bytes) -> None:
             file.write(content)
         os.link(aside, path)  # atomic, and fails where there is a file
     except FileExistsError:
-        refuse_existing(path)
+        refuse_unusable(str(path))
         raise
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
@@ -63,6 +89,7 @@ def write_minari(data: OfflineDataset, spec: DatasetSpec, dataset_id: str) -> No
     minari = minari_package()
     from minari.data_collector import EpisodeBuffer
 
+    refuse_unusable(dataset_id)
     data = _own_actions(data, spec)
     buffers = [
         EpisodeBuffer(
@@ -79,7 +106,7 @@ def write_minari(data: OfflineDataset, spec: DatasetSpec, dataset_id: str) -> No
     env = make_env(spec.env_id)
     try:
         minari.create_dataset_from_buffers(
-            dataset_id.removeprefix(PREFIX),
+            dataset_id.removeprefix(MINARI_PREFIX),
             buffer=buffers,
             env=env.spec,
             observation_space=env.observation_space,

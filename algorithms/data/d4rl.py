@@ -19,11 +19,13 @@ from rich.progress import Progress
 
 from algorithms.data import hdf5
 from algorithms.data.catalog import CATALOG, D4RL, D4RL_PREFIX, task_of
+from algorithms.data.checks import Evidence, warnings_of
 from algorithms.data.columns import understand
 from algorithms.data.dataset import OfflineDataset
 from algorithms.data.download import Patience, Wanted, fetch
+from algorithms.data.file import content_hash, read_files
 from algorithms.data.source import of_catalog, refuse_size
-from algorithms.data.spec import Choices, DatasetSpec
+from algorithms.data.spec import Choices, DataFile, DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError
 from algorithms.identity import file_sha256
@@ -48,6 +50,10 @@ class Pin(BaseModel):
     bytes: int
     sha256: str
     url: str | None = None  # None: found, not downloaded
+    # Of what is not just as the file has it: Adroit's have no next observations.
+    content: str | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def resolve(dataset_id: str, choices: Choices, storage: Storage | None) -> DatasetSpec:
@@ -65,12 +71,21 @@ def resolve(dataset_id: str, choices: Choices, storage: Storage | None) -> Datas
         task=task_of(dataset_id.removeprefix(D4RL_PREFIX)),
     )
     spec = of_catalog(dataset_id, spec, choices)
-    sha256 = entry.sha256
-    if sha256 is None:
-        if storage is None:
-            storage = Storage(os.environ.get("ORCHESTRATOR_STORAGE") or DEFAULT_STORAGE)
-        sha256 = (_pin(dataset_id, storage) or _first_pin(dataset_id, storage)).sha256
-    return spec.model_copy(update={"content_hash": sha256})
+    version = dataset_id.rpartition("-")[2]
+    if entry.sha256 is not None:
+        return spec.model_copy(update={"content_hash": entry.sha256, "version": version})
+    if storage is None:
+        storage = Storage(os.environ.get("ORCHESTRATOR_STORAGE") or DEFAULT_STORAGE)
+    pin = _pin(dataset_id, storage) or _first_pin(dataset_id, storage)
+    return spec.model_copy(
+        update={
+            "content_hash": pin.content or pin.sha256,
+            "files": (DataFile(path=entry.file, sha256=pin.sha256),),
+            "version": version,
+            "notes": pin.notes,
+            "warnings": pin.warnings,
+        }
+    )
 
 
 def cache_folder(storage: Storage) -> Path:
@@ -139,12 +154,13 @@ def load(spec: DatasetSpec, storage: Storage, progress: Progress | None) -> Offl
         UserError: it cannot be had, is cut off, or is another file.
     """
     path = find(spec, storage)
+    sha256 = spec.files[0].sha256 if spec.files else spec.content_hash
     if path is None:
-        path = _obtain(spec.id, storage, progress, sha256=spec.content_hash)
-    if _file_sha256(path) != spec.content_hash:
+        path = _obtain(spec.id, storage, progress, sha256=sha256)
+    if _file_sha256(path) != sha256:
         raise UserError(
             f"{path} has SHA-256 {_file_sha256(path)[:12]}..., but {spec.id} has "
-            f"{spec.content_hash[:12]}...{_by(spec.id, storage)}: it is damaged or another file, "
+            f"{sha256[:12]}...{_by(spec.id, storage)}: it is damaged or another file, "
             "so delete it, and it is downloaded"
         )
     return understand([hdf5.read(path)], ENVIRONMENTS[spec.env_id], spec.env_id).data
@@ -185,7 +201,11 @@ def _obtain(
             wanted = Wanted(dataset_id, target, length, sha256, SIGNATURE)
             address = fetch(wanted, addresses(dataset_id), progress=progress, patience=PATIENCE)
             if pin is None:
-                _record(dataset_id, storage, target, address)
+                try:
+                    _record(dataset_id, storage, target, address)
+                except UserError:  # not what its address promised: the next command asks again
+                    target.unlink(missing_ok=True)
+                    raise
     return target
 
 
@@ -238,19 +258,39 @@ def _first_pin(dataset_id: str, storage: Storage) -> Pin:
     if not paths and not is_offline():
         _say(f"{dataset_id}: nothing is known of its content yet, so it is downloaded now")
     path = paths[0] if paths else _obtain(dataset_id, storage, None, sha256=None)
-    return _pin(dataset_id, storage) or _record(dataset_id, storage, path, None)
+    pin = _pin(dataset_id, storage)
+    if pin is not None:
+        return pin
+    try:
+        return _record(dataset_id, storage, path, None)
+    except UserError as error:
+        raise UserError(f"{error}: delete {path}, and it is downloaded") from None
 
 
 def _record(dataset_id: str, storage: Storage, path: Path, address: str | None) -> Pin:
-    """Enter a file into the lock file, unless there is an entry; returns the entry."""
-    entry = _entry(dataset_id)  # what cannot be used is not recorded
-    understand([hdf5.read(path)], ENVIRONMENTS[entry.env_id], entry.env_id)
-    pin = Pin(bytes=path.stat().st_size, sha256=_file_sha256(path), url=address)
+    """Enter a file into the lock file, unless there is an entry; returns the entry.
+
+    Raises:
+        UserError: it cannot be read as data of its environment.
+    """
+    env_id = _entry(dataset_id).env_id
+    columns = [column._replace(where=dataset_id) for column in read_files([path])]
+    understood = understand(columns, ENVIRONMENTS[env_id], env_id)
+    file = DataFile(path=str(path), sha256=_file_sha256(path))
+    evidence = Evidence(understood.data, columns, understood.derived, env_id)
+    pin = Pin(
+        bytes=path.stat().st_size,
+        sha256=file.sha256,
+        url=address,
+        content=content_hash([file], understood, ENVIRONMENTS[env_id], None),
+        notes=understood.notes,
+        warnings=warnings_of(dataset_id, evidence),
+    )
     folder = cache_folder(storage)
     with _alone(folder, LOCK_FILE, f"another process writes {folder / LOCK_FILE}: waiting"):
         recorded = _recorded(storage)
         pin = recorded.setdefault(dataset_id, pin)
-        rows = {name: row.model_dump() for name, row in recorded.items()}
+        rows = {name: row.model_dump(mode="json") for name, row in recorded.items()}
         content = json.dumps(rows, indent=1, sort_keys=True) + "\n"
         Storage(folder).put(LOCK_FILE, content.encode())
     return pin

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from rich.progress import Progress
@@ -18,7 +19,13 @@ from rich.progress import Progress
 from algorithms.data import hdf5, tables
 from algorithms.data.catalog import TASKS
 from algorithms.data.checks import Evidence, judge, refuse_unknown_checks
-from algorithms.data.columns import Columns, Understood, understand
+from algorithms.data.columns import (
+    Columns,
+    Understood,
+    one_line,
+    refuse_beyond_memory,
+    understand,
+)
 from algorithms.data.dataset import OfflineDataset
 from algorithms.data.source import refuse_size
 from algorithms.data.spec import (
@@ -34,13 +41,22 @@ from algorithms.errors import UserError, expected
 from algorithms.identity import file_sha256
 from algorithms.storage import Storage, is_dir, is_file
 
+
+class Format(NamedTuple):
+    """How files of a kind are read, and how large what is in them will be."""
+
+    read: Callable[[Path], Columns]
+    declared_bytes: Callable[[Path], int]
+
+
 # By how a file's name ends.
-READERS: dict[str, Callable[[Path], Columns]] = {
-    ".hdf5": hdf5.read,
-    ".h5": hdf5.read,
-    ".npz": tables.read_npz,
-    ".parquet": tables.read_parquet,
+FORMATS: dict[str, Format] = {
+    ".hdf5": Format(hdf5.read, hdf5.declared_bytes),
+    ".h5": Format(hdf5.read, hdf5.declared_bytes),
+    ".npz": Format(tables.read_npz, tables.npz_bytes),
+    ".parquet": Format(tables.read_parquet, tables.parquet_bytes),
 }
+Value = TypeVar("Value")
 MINARI_FILES = ("data/main_data.hdf5", "main_data.hdf5")  # in a data set's folder
 # Part of the content of data that is not just as its file has it: raise it when the same files
 # would be understood otherwise.
@@ -53,7 +69,7 @@ def resolve(dataset_id: str, choices: Choices, storage: Storage | None) -> Datas
     refuse_size(dataset_id, choices.size)
     refuse_unknown_checks(choices.allow)
     given = absolute_paths(dataset_id)
-    columns = [read_columns(path) for path in found_files(given)]
+    columns = read_files(found_files(given))
     where = FILE_SEPARATOR.join(map(str, given))
     env_id = _env_id(where, columns, choices.env)
     if choices.task is not None and TASKS[choices.task] != env_id:
@@ -65,6 +81,10 @@ def resolve(dataset_id: str, choices: Choices, storage: Storage | None) -> Datas
     files = tuple(
         DataFile(path=part.where, sha256=file_sha256(Path(part.where))) for part in columns
     )
+    same = {file.sha256: file.path for file in files}
+    if len(same) < len(files):
+        twice = next(file for file in files if same[file.sha256] != file.path)
+        raise UserError(f"{twice.path} and {same[twice.sha256]} hold the same: leave one out")
     return specify(f"{FILE_PREFIX}{where}", env_id, columns, files, choices)
 
 
@@ -97,7 +117,7 @@ def specify(
     return DatasetSpec(
         id=dataset_id,
         env_id=env_id,
-        content_hash=_content_hash(files, understood, env, choices.actions if changed else None),
+        content_hash=content_hash(files, understood, env, choices.actions if changed else None),
         size=len(data.reward),
         action_bounds=env.action_bounds,
         task=choices.task,
@@ -127,7 +147,7 @@ def to_download(spec: DatasetSpec, storage: Storage) -> int:
 def load(spec: DatasetSpec, storage: Storage, progress: Progress | None) -> OfflineDataset:
     """Raises: UserError: a file has changed since the spec was made."""
     del storage, progress
-    columns = [read_columns(Path(file.path)) for file in spec.files]
+    columns = read_files([Path(file.path) for file in spec.files])
     for file in spec.files:
         if file_sha256(Path(file.path)) != file.sha256:
             raise UserError(f"{file.path} has changed since it was planned: run the command again")
@@ -155,7 +175,9 @@ def absolute_paths(dataset_id: str, folder: Path | None = None) -> list[Path]:
         UserError: one begins with the home of somebody who has none.
     """
     paths = []
-    for given in dataset_id.removeprefix(FILE_PREFIX).split(FILE_SEPARATOR):
+    whole = dataset_id.removeprefix(FILE_PREFIX)
+    several = FILE_SEPARATOR in whole and not is_file((folder or Path()) / whole)
+    for given in whole.split(FILE_SEPARATOR) if several else [whole]:
         path = Path(given.removeprefix(FILE_PREFIX))
         try:
             path = path.expanduser() if str(path).startswith("~") else path
@@ -198,22 +220,37 @@ def found_files(given: Sequence[Path]) -> list[Path]:
                 kind = "no file matches" if glob.has_magic(str(path)) else "no file"
                 raise UserError(f"{kind} {path}: give file: and the path of a data set")
             found |= dict.fromkeys(matches)
-    return list(found)
+    return list({path.resolve(): path for path in found}.values())
 
 
-def read_columns(path: Path) -> Columns:
-    """The columns of one file.
+def read_files(paths: Sequence[Path]) -> list[Columns]:
+    """The columns of each file.
 
     Raises:
-        UserError: its name ends as that of no kind, or it cannot be read.
+        UserError: the name of one ends as that of no kind, it cannot be read, or all together
+            would not fit into memory, which is told before any is read.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(
-            f"{path}: files whose names end in {', '.join(READERS)} can be read, "
-            f"not in {path.suffix or 'nothing'}"
-        )
-    return reader(path)
+    for path in paths:
+        if path.suffix.lower() not in FORMATS:
+            raise UserError(
+                f"{path}: files whose names end in {', '.join(FORMATS)} can be read, "
+                f"not in {path.suffix or 'nothing'}"
+            )
+    where = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files from {paths[0]} on"
+    formats = [FORMATS[path.suffix.lower()] for path in paths]
+    pairs = list(zip(formats, paths, strict=True))
+    refuse_beyond_memory(where, sum(_carefully(kind.declared_bytes, path) for kind, path in pairs))
+    return [_carefully(kind.read, path) for kind, path in pairs]
+
+
+def _carefully(function: Callable[[Path], Value], path: Path) -> Value:
+    """A file may hold anything: whatever a library raises is one sentence."""
+    try:
+        return function(path)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def _env_id(where: str, columns: Sequence[Columns], given: str | None) -> str:
@@ -267,7 +304,7 @@ def _in_units(data: OfflineDataset, env: Environment) -> OfflineDataset:
 # --- identity
 
 
-def _content_hash(
+def content_hash(
     files: Sequence[DataFile], understood: Understood, env: Environment, actions: str | None
 ) -> str:
     """A single file that is taken as it is has its own hash, whatever its layout."""

@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from algorithms.data.columns import NAMES, Columns, in_bytes, one_line, refuse_beyond_memory
+from algorithms.data.columns import NAMES, Columns, in_bytes, one_line
 from algorithms.data.dataset import OfflineDataset
 from algorithms.errors import UserError
 from algorithms.storage import is_file
@@ -33,6 +33,7 @@ KEYS = {
     "timeout": "timeouts",
 }
 STATES = ("infos/qpos", "infos/qvel")  # the simulator's, before each action
+EPISODE_NAMES = ("observations", "actions", "rewards", "terminations", "truncations")  # Minari's
 ENV_KEYS = ("env", "env_id", "env_name")
 # Deflate makes 1032 bytes of one at most: columns that claim more were never written.
 MOST_COMPRESSED = 1032
@@ -46,10 +47,24 @@ def read(path: Path) -> Columns:
             rows than the file can hold or this machine has memory for.
     """
     with _open(path) as file:
-        if episodes := _episodes(file):
+        if episodes := _episodes(path, file):
             return _read_minari(path, file, episodes)
         arrays = _read_columns(path, file, NAMES)
-        return Columns(str(path), arrays, _env_id(file))
+        return Columns(str(path), arrays, _env_id(path, file))
+
+
+def declared_bytes(path: Path) -> int:
+    """The size of all columns, as the file declares it; nothing is read.
+
+    Raises:
+        UserError: as `read`.
+    """
+    with _open(path) as file:
+        episodes = _episodes(path, file)
+        groups, names = (episodes, EPISODE_NAMES) if episodes else ([file], NAMES)
+        return sum(
+            _check_size(path, list(_columns(path, group, names).values())) for group in groups
+        )
 
 
 def read_states(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
@@ -97,9 +112,13 @@ def encode(
 
 
 def _read_columns(path: Path, group: h5py.Group, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    return {name: _read(path, column) for name, column in _columns(path, group, names).items()}
+
+
+def _columns(path: Path, group: h5py.Group, names: tuple[str, ...]) -> dict[str, h5py.Dataset]:
     found = {name: column for name in names if (column := _column(path, group, name)) is not None}
     _check_size(path, list(found.values()))
-    return {name: _read(path, column) for name, column in found.items()}
+    return found
 
 
 def _column(path: Path, group: h5py.Group, name: str) -> h5py.Dataset | None:
@@ -134,10 +153,12 @@ def _column(path: Path, group: h5py.Group, name: str) -> h5py.Dataset | None:
     return node
 
 
-def _check_size(path: Path, columns: list[h5py.Dataset]) -> None:
-    """Refuse a file by what it declares, before any of it is read."""
+def _check_size(path: Path, columns: list[h5py.Dataset]) -> int:
+    """What columns declare, in bytes; one that declares more than it can hold is refused."""
     declared = 0
     for column in columns:
+        if column.shape is None or column.shape == ():
+            raise UserError(f"{path}: {column.name.lstrip('/')} does not hold numbers")
         size = column.size * column.dtype.itemsize
         stored = column.id.get_storage_size()
         if size > MOST_COMPRESSED * stored + 4096:
@@ -147,11 +168,11 @@ def _check_size(path: Path, columns: list[h5py.Dataset]) -> None:
                 "damaged, or was never written to the end"
             )
         declared += size
-    refuse_beyond_memory(str(path), declared)
+    return int(declared)
 
 
 def _read(path: Path, column: h5py.Dataset) -> np.ndarray:
-    if column.shape == () or column.dtype.kind not in "fiubc":
+    if column.dtype.kind not in "fiubc":
         raise UserError(f"{path}: {column.name.lstrip('/')} does not hold numbers")
     try:
         return np.asarray(column[()])
@@ -164,25 +185,29 @@ def _read(path: Path, column: h5py.Dataset) -> np.ndarray:
 # --- Minari's layout
 
 
-def _episodes(file: h5py.File) -> list[h5py.Group]:
+def _episodes(path: Path, file: h5py.File) -> list[h5py.Group]:
     """The groups `episode_0`, `episode_1`, ... in the order of their numbers."""
-    numbers = [int(m[1]) for name in file if (m := re.fullmatch(r"episode_(\d+)", name))]
-    return [
-        episode
-        for number in sorted(numbers)
-        if isinstance(episode := file.get(f"episode_{number}"), h5py.Group)
+    numbers = [
+        int(m[1]) for name in file if (m := re.fullmatch(r"episode_(0|[1-9]\d{0,11})", name))
     ]
+    found = []
+    for number in sorted(numbers):
+        episode = file.get(f"episode_{number}")
+        if isinstance(episode, h5py.Group):
+            if episode.file.filename != file.filename:
+                raise UserError(
+                    f"{path}: episode_{number} lies in another file: copy it into this one"
+                )
+            found.append(episode)
+    return found
 
 
 def _read_minari(path: Path, file: h5py.File, episodes: list[h5py.Group]) -> Columns:
     parts: dict[str, list[np.ndarray]] = {}
     for episode in episodes:
         name = episode.name.lstrip("/")
-        if episode.file.filename != file.filename:
-            raise UserError(f"{path}: {name} lies in another file: copy it into this one")
-        names = ("observations", "actions", "rewards", "terminations", "truncations")
-        arrays = _read_columns(path, episode, names)
-        missing = [key for key in names if key not in arrays]
+        arrays = _read_columns(path, episode, EPISODE_NAMES)
+        missing = [key for key in EPISODE_NAMES if key not in arrays]
         if missing:
             raise UserError(f"{path}: {name} has no {' and no '.join(missing)}")
         for key, array in transitions_of_episode(f"{path}: {name}", arrays).items():
@@ -192,7 +217,7 @@ def _read_minari(path: Path, file: h5py.File, episodes: list[h5py.Group]) -> Col
     except ValueError as error:
         raise UserError(f"{path}: its episodes do not fit each other: {one_line(error)}") from error
     note = f"{path} is in Minari's layout: {len(episodes):,} episodes"
-    return Columns(str(path), joined, _env_id(file) or _minari_env_id(path), (note,))
+    return Columns(str(path), joined, _env_id(path, file) or _minari_env_id(path), (note,))
 
 
 def transitions_of_episode(where: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -242,7 +267,7 @@ def env_id_of_spec(spec: str | Mapping[str, Any]) -> str | None:
 # --- both
 
 
-def _env_id(file: h5py.File) -> str | None:
+def _env_id(path: Path, file: h5py.File) -> str | None:
     """The environment that a file says it is from, if it does.
 
     Looked for, in this order: `env`, `env_id` or `env_name` as an attribute of the
@@ -252,8 +277,9 @@ def _env_id(file: h5py.File) -> str | None:
     sources: list[Mapping[str, Any]] = [dict(file.attrs)]
     metadata = file.get("metadata")
     if isinstance(metadata, h5py.Group):
-        values = {k: v[()] for k, v in metadata.items() if isinstance(v, h5py.Dataset)}
-        sources += [dict(metadata.attrs), values]
+        values = {key: _column(path, file, f"metadata/{key}") for key in ENV_KEYS}
+        short = {key: v[()] for key, v in values.items() if v is not None and v.shape == ()}
+        sources += [dict(metadata.attrs), short]
     try:
         info = json.loads(_text(sources[0].get("info", "{}")))
     except ValueError:
@@ -282,4 +308,4 @@ def _open(path: Path) -> Iterator[h5py.File]:
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -39,22 +39,25 @@ def load_shared(
         storage: where the mapped file is kept.
         read: reads it, if it is not kept yet.
     """
+    env = ENVIRONMENTS[spec.env_id]
+    width = 2 * env.obs_dim + env.action_dim + 2
+    if spec.size is not None and spec.size * width * 4 <= MAPPED_ABOVE:
+        return read()
     folder = _folder(spec)
-    mapped = _mapped(spec, storage, folder)
-    if mapped is not None:
-        return mapped
-    data = read()
-    if data.nbytes <= MAPPED_ABOVE:
-        return data
+    data = None
     try:
-        # Of several processes one writes, and the others let go of what they have read.
+        # Of several processes one reads and writes, and the others wait for what it wrote.
         with storage.lease(folder.replace("/", "-")):
-            storage.publish(folder, _encode(data), last=DESCRIPTION)
-        del data
-        return _mapped(spec, storage, folder) or read()
+            mapped = _mapped(spec, storage, folder)
+            if mapped is not None:
+                return mapped
+            data = read()
+            if data.nbytes > MAPPED_ABOVE:
+                storage.publish(folder, _encode(data), last=DESCRIPTION)
+                return _mapped(spec, storage, folder) or data
     except OSError as error:  # a storage that cannot be written, or is full: it goes without
         log.warning("%s is not shared between processes: %s", spec.id, error)
-        return read()
+    return data or read()
 
 
 def _folder(spec: DatasetSpec) -> str:

@@ -15,9 +15,9 @@ from rich.progress import Progress
 from algorithms.data import hdf5
 from algorithms.data.columns import Columns, one_line
 from algorithms.data.dataset import OfflineDataset
-from algorithms.data.file import read_columns, specify, transitions
+from algorithms.data.file import read_files, specify, transitions
 from algorithms.data.source import refuse_size
-from algorithms.data.spec import Choices, DataFile, DatasetSpec
+from algorithms.data.spec import MINARI_PREFIX, Choices, DataFile, DatasetSpec
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.errors import UserError, expected
 from algorithms.identity import file_sha256
@@ -27,7 +27,6 @@ from algorithms.storage import Storage
 if TYPE_CHECKING:
     from minari import MinariDataset
 
-PREFIX = "minari/"
 HDF5_FILE, METADATA = "main_data.hdf5", "metadata.json"
 
 
@@ -89,7 +88,7 @@ def _data_path(dataset_id: str) -> Path:
     minari_package()
     from minari.storage import get_dataset_path
 
-    return Path(get_dataset_path(dataset_id.removeprefix(PREFIX))) / "data"
+    return Path(get_dataset_path(dataset_id.removeprefix(MINARI_PREFIX))) / "data"
 
 
 def _open(dataset_id: str) -> MinariDataset:
@@ -97,7 +96,7 @@ def _open(dataset_id: str) -> MinariDataset:
     if not path.is_dir() and is_offline():
         raise UserError(f"{dataset_id} is not in {path}, and nothing is downloaded while offline")
     try:
-        return minari_package().load_dataset(dataset_id.removeprefix(PREFIX), download=True)
+        return minari_package().load_dataset(dataset_id.removeprefix(MINARI_PREFIX), download=True)
     except Exception as error:  # of any of the libraries and services that it uses
         raise UserError(f"{dataset_id} cannot be had from Minari: {one_line(error)}") from error
 
@@ -112,7 +111,7 @@ def _files(dataset: MinariDataset) -> tuple[DataFile, ...]:
 def _columns(dataset: MinariDataset) -> Columns:
     path = Path(dataset.storage.data_path) / HDF5_FILE
     if path.is_file():
-        return read_columns(path)
+        return read_files([path])[0]
     parts: dict[str, list[np.ndarray]] = {}
     for episode in dataset.iterate_episodes():
         where = f"{dataset.id}: episode {episode.id}"

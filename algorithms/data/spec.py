@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_SIZE = 100_000  # transitions of bundled data
-FILE_PREFIX = "file:"
+FILE_PREFIX, MINARI_PREFIX = "file:", "minari/"
 FILE_SEPARATOR = " + "  # between the paths of several files
 
 
@@ -114,7 +114,9 @@ class DatasetSpec(BaseModel):
 
     @property
     def label(self) -> str:
-        """The id, with the size where that is not the default: a data set's name in tables."""
+        """A data set's name in tables: the id, with the choices that tell it from its like."""
+        if self.actions is not None:
+            return f"{self.id} (actions: {self.actions})"
         if self.recipe is None or self.size == DEFAULT_SIZE:
             return self.id
         return f"{self.id} ({self.size:,})"

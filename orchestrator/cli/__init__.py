@@ -225,7 +225,3 @@ def example(
         raise UserError(expected("example", name, names))
     print("# The schema, with which editors complete this file: orchestrator schema > FILE")
     print((folder / f"{name}.yaml").read_text(encoding="utf-8"), end="")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -134,10 +134,10 @@ def collect(
     """Roll a policy out in MuJoCo, into a file in D4RL's layout."""
     from rich.progress import Progress
 
-    from algorithms.data.convert import refuse_existing, write_new
+    from algorithms.data.convert import refuse_unusable, write_new
     from algorithms.online.collect import collect as roll_out
 
-    refuse_existing(out)
+    refuse_unusable(str(out.absolute()))
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"collecting {policy}", total=size)
         collection = roll_out(
@@ -175,11 +175,9 @@ def convert(
     storage: StorageOption = None,
 ) -> None:
     """Write any data set that can be read as D4RL's layout or Minari's."""
-    from algorithms.data.convert import write_d4rl, write_minari
-    from algorithms.errors import UserError
+    from algorithms.data.convert import refuse_unusable, write_d4rl, write_minari
 
-    if not out.startswith("minari/") and Path(out).suffix not in (".hdf5", ".h5"):
-        raise UserError(f"{out}: give a file whose name ends in .hdf5, or minari/ID")
+    refuse_unusable(out)
     deployment = deployment_of(context, storage)
     spec, loaded = _load(dataset, deployment, env=env, size=size, actions=actions, allow=allow)
     if out.startswith("minari/"):

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from algorithms.data import d4rl
 from algorithms.data.catalog import CATALOG, D4RL, Bundled
+from algorithms.data.checks import Evidence, warnings_of
 from algorithms.data.columns import in_bytes
 from algorithms.data.dataset import OfflineDataset
 from algorithms.data.source import at_hand, resolve
@@ -70,7 +71,10 @@ def describe(spec: DatasetSpec, data: OfflineDataset) -> RenderableType:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
-    warnings = [f"warning: {text}" for text in spec.warnings]
+    told = spec.warnings
+    if not spec.files:  # known by a hash alone, so that nobody has looked at it
+        told = warnings_of(spec.id, Evidence(data, (), (), spec.env_id))
+    warnings = [f"warning: {text}" for text in told]
     return Group(
         *provenance(spec), *(warnings or ["no check has anything to say"]), table, _bars(returns)
     )

@@ -11,7 +11,7 @@ from typing import Any
 from algorithms import ALGORITHMS
 from algorithms.combo.conservatism import IMPORTANCE, PRIORS
 from algorithms.data.catalog import CATALOG, D4RL_FILES, TASKS
-from algorithms.data.spec import FILE_PREFIX
+from algorithms.data.spec import FILE_PREFIX, MINARI_PREFIX
 from algorithms.dynamics.penalties import PENALTIES
 from algorithms.environments.table import ENVIRONMENTS
 from algorithms.presets import PRESETS
@@ -91,9 +91,11 @@ def _names(table: Any) -> dict[str, Any]:
 
 def _dataset() -> dict[str, Any]:
     names = [*CATALOG, *D4RL_FILES]
-    name = {"anyOf": [{"enum": names}, {"type": "string", "pattern": f"^{FILE_PREFIX}"}]}
+    file = {"type": "string", "pattern": f"^{FILE_PREFIX}"}
+    name = {"anyOf": [{"enum": names}, file, {"type": "string", "pattern": f"^{MINARI_PREFIX}"}]}
+    files = {"type": "array", "items": file, "minItems": 1}
     entry = DatasetEntry.model_json_schema(mode="validation")
-    keys = entry["properties"] | {"id": name, "task": {"enum": list(TASKS)}}
+    keys = entry["properties"] | {"id": {"anyOf": [name, files]}, "task": {"enum": list(TASKS)}}
     keys["env"] = _names(ENVIRONMENTS)
     return {"anyOf": [name, {**_mapping(keys), "required": ["id"]}]}
 

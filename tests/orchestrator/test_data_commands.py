@@ -99,6 +99,27 @@ def test_verify_finds_shifted_rows_and_says_so_with_its_exit_code(command, hoppe
     assert "contradicts" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("convert", "file:x", "minari/x"), "an id such as mine/hopper-v0"),
+        (("convert", "file:x", "minari/"), "an id such as mine/hopper-v0"),
+        (("collect", "hopper/medium", f"{300 * 'x'}.hdf5"), "File name too long"),
+        (("collect", "hopper/medium", "x.txt"), "ends in .hdf5"),
+        (("collect", "hopper/best", "x.hdf5"), "unknown policy"),
+        (("verify", "file:nothing.hdf5"), "no file"),
+        (("fetch", "bundled/nothing"), "unknown data set"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(command, capsys, arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("data", *arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- in a sweep
 
 

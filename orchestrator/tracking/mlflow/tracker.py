@@ -233,17 +233,22 @@ def _dataset_params(dataset: DatasetRecord) -> dict[str, str]:
         "dataset_notes": "; ".join(dataset.notes),
         "dataset_silenced": "; ".join(dataset.silenced),
     }
-    return {key: value for key, value in params.items() if value}
+    return {key: _cut(value, 5_000) for key, value in params.items() if value}
+
+
+def _cut(text: str, length: int) -> str:
+    """Within MLflow's limits: 6,000 characters of a param, 500 of a data set's name."""
+    return text if len(text) <= length else f"{text[: length - 4]} ..."
 
 
 def _dataset_input(dataset: DatasetRecord) -> DatasetInput:
     return DatasetInput(
         Dataset(
-            name=dataset.id,
+            name=_cut(dataset.id, 450),
             digest=dataset.digest[:36],  # MLflow's limit; the tag has it whole
             source_type="orchestrator",
             source=json.dumps({"id": dataset.id}),
-            profile=dataset.model_dump_json(exclude={"id", "digest"}),
+            profile=_cut(dataset.model_dump_json(exclude={"id", "digest"}), 60_000),
         ),
         tags=[InputTag("mlflow.data.context", "training")],
     )

@@ -3,6 +3,10 @@
 Every row of the two tables is a way in which one good file is changed.
 """
 
+import io
+import os
+import zipfile
+
 import h5py
 import numpy as np
 import pyarrow as pa
@@ -189,6 +193,18 @@ REFUSED = {
     "next observations of the reset state": (
         reset_states,
         ["next_observations is the state that the next episode was reset to at"],
+    ),
+    "terminals and terminations that differ": (
+        lambda c: c | {"terminations": np.zeros(1000, bool)},
+        ["has terminals and terminations, which differ: leave one of them out"],
+    ),
+    "one complete episode, of a single row": (
+        lambda c: (
+            without("next_observations")(c)
+            | {"terminals": np.arange(1000) == 0}
+            | {"timeouts": np.zeros(1000, bool)}
+        ),
+        ["no episode of two rows or more is complete"],
     ),
     "rewards x 2": (
         set_column("rewards", lambda c: c["rewards"] * 2),
@@ -414,6 +430,135 @@ def test_objects_in_npz_are_not_unpickled(tmp_path, columns):
     np.savez(path, **columns | {"rewards": np.array([object()] * 1000)})
     with pytest.raises(UserError, match=r"cannot be read as .npz"):
         resolve(f"file:{path}", env="Hopper-v4")
+
+
+def parquet(table):
+    return lambda path: pq.write_table(table, path)
+
+
+def hdf5_with(change):
+    def write_file(path):
+        with h5py.File(path, "w") as file:
+            change(file)
+
+    return write_file
+
+
+def big_metadata(file):
+    file.create_dataset("metadata/env", (10**11,), "f8", chunks=True)
+    file["observations"] = np.zeros((300, 11))
+
+
+def many_digits(file):
+    file.create_group("episode_" + 5_000 * "1")
+
+
+def undecodable(file):
+    file.attrs["env"] = np.bytes_(b"\xff")
+    file["observations"] = np.zeros((300, 11))
+
+
+def npy(shape):
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        content, {"descr": "<f4", "fortran_order": False, "shape": shape}
+    )
+    return content.getvalue()
+
+
+def zipped(**members):
+    def write_file(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+
+    return write_file
+
+
+LISTS = pa.list_(pa.float32())
+NASTY = {
+    "Parquet without rows": (
+        ".parquet",
+        parquet(pa.table({"observations": pa.array([], LISTS), "actions": pa.array([], LISTS)})),
+    ),
+    "Parquet with a structure": (
+        ".parquet",
+        parquet(pa.table({"observations": [{"a": 1.0}], "actions": [[0.0]], "rewards": [0.0]})),
+    ),
+    "Parquet with one name twice": (
+        ".parquet",
+        parquet(pa.table([pa.array([0.0]), pa.array([0.0])], names=["rewards", "rewards"])),
+    ),
+    "npz with a single value": (".npz", lambda path: np.savez(path, observations=1.0)),
+    "npz with a member that is no array": (".npz", zipped(rewards=b"text")),
+    "npz that declares more than it holds": (
+        ".npz",
+        zipped(**{"observations.npy": npy((10**13, 11))}),
+    ),
+    "HDF5 with an empty data space": (
+        ".hdf5",
+        hdf5_with(lambda file: file.create_dataset("observations", data=h5py.Empty("f4"))),
+    ),
+    "HDF5 with a huge name of the environment": (".hdf5", hdf5_with(big_metadata)),
+    "HDF5 with an undecodable name of the environment": (".hdf5", hdf5_with(undecodable)),
+    "HDF5 with an episode of 5,000 digits": (".hdf5", hdf5_with(many_digits)),
+}
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_no_file_is_a_traceback(tmp_path, name):
+    ending, write_file = NASTY[name]
+    path = tmp_path / f"x{ending}"
+    write_file(path)
+    with pytest.raises(UserError) as error:
+        resolve(f"file:{path}")
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_files_declare_together_is_compared_with_the_memory(tmp_path, columns, monkeypatch):
+    """Of Minari's episodes, of compressed Parquet, and of a pattern's files."""
+    episodes = tmp_path / "main_data.hdf5"
+    with h5py.File(episodes, "w") as file:
+        for episode in range(20):
+            group = file.create_group(f"episode_{episode}")
+            group["observations"] = np.zeros((101, 11))
+            for name, shape in (("actions", (100, 3)), ("rewards", 100)):
+                group[name] = np.zeros(shape)
+            for name in ("terminations", "truncations"):
+                group[name] = np.zeros(100, dtype=bool)
+    zeros = tmp_path / "zeros.parquet"
+    pq.write_table(pa.table({"rewards": np.zeros(300_000, np.float32)}), zeros)
+    assert zeros.stat().st_size < 10_000
+    for part in "abcd":
+        np.savez(tmp_path / f"{part}.npz", **columns)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for given, limit in ((episodes, 100_000), (zeros, 1_000_000), (tmp_path / "*.npz", 300_000)):
+        monkeypatch.setattr("algorithms.data.columns.MOST_OF_MEMORY", limit / memory)
+        with pytest.raises(UserError, match="of memory, of which data may take"):
+            resolve(f"file:{given}", env="Hopper-v4")
+
+
+@pytest.mark.parametrize("how", ["another spelling", "a link", "a copy"])
+def test_a_file_counts_once(tmp_path, columns, how):
+    path = write(tmp_path / "x.hdf5", columns)
+    other = tmp_path / "y.hdf5"
+    if how == "another spelling":
+        (tmp_path / "sub").mkdir()
+        other = tmp_path / "sub" / ".." / "x.hdf5"
+    elif how == "a link":
+        other.symlink_to(path)
+    else:
+        other.write_bytes(path.read_bytes())
+        with pytest.raises(UserError, match="hold the same: leave one out"):
+            resolve(f"file:{path} + {other}")
+        return
+    assert resolve(f"file:{path} + {other}").size == 1000
+
+
+def test_a_plus_in_a_name_is_no_separator(tmp_path, columns):
+    path = write(tmp_path / "a + b.hdf5", columns)
+    assert resolve(f"file:{path}").size == 1000
 
 
 # --- other formats
