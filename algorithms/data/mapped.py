@@ -39,25 +39,34 @@ def load_shared(
         storage: where the mapped file is kept.
         read: reads it, if it is not kept yet.
     """
-    env = ENVIRONMENTS[spec.env_id]
-    width = 2 * env.obs_dim + env.action_dim + 2
-    if spec.size is not None and spec.size * width * 4 <= MAPPED_ABOVE:
+    if not _may_be_large(spec):
         return read()
     folder = _folder(spec)
-    data = None
+    data = _mapped(spec, storage, folder)
+    if data is not None:
+        return data
     try:
+        if spec.size is None:  # it is missing, perhaps: nothing is made for what is not there
+            data = read()
+            if data.nbytes <= MAPPED_ABOVE:
+                return data
         # Of several processes one reads and writes, and the others wait for what it wrote.
         with storage.lease(folder.replace("/", "-")):
             mapped = _mapped(spec, storage, folder)
             if mapped is not None:
                 return mapped
-            data = read()
-            if data.nbytes > MAPPED_ABOVE:
-                storage.publish(folder, _encode(data), last=DESCRIPTION)
-                return _mapped(spec, storage, folder) or data
+            data = data or read()
+            storage.publish(folder, _encode(data), last=DESCRIPTION)
+            return _mapped(spec, storage, folder) or data
     except OSError as error:  # a storage that cannot be written, or is full: it goes without
         log.warning("%s is not shared between processes: %s", spec.id, error)
     return data or read()
+
+
+def _may_be_large(spec: DatasetSpec) -> bool:
+    env = ENVIRONMENTS[spec.env_id]
+    width = 2 * env.obs_dim + env.action_dim + 2
+    return spec.size is None or spec.size * width * 4 > MAPPED_ABOVE
 
 
 def _folder(spec: DatasetSpec) -> str:

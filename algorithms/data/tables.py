@@ -58,6 +58,8 @@ def npz_bytes(path: Path) -> int:
                         (2, 0): np.lib.format.read_array_header_2_0,
                     }[version]
                     shape, _, dtype = read(file)
+                if dtype.hasobject:
+                    raise UserError(f"{path}: {info.filename} holds objects of Python's")
                 size = math.prod(shape) * dtype.itemsize
                 if size > info.file_size:
                     raise UserError(

@@ -36,9 +36,10 @@ Allow = Annotated[list[str], typer.Option(metavar="CHECK", help="Silence a check
 @data.command("list")
 def list_(context: typer.Context, *, storage: StorageOption = None) -> None:
     """List the data sets that have names, and whether they are at hand."""
-    from orchestrator.report.dataset import catalogue_table
+    from orchestrator.report.dataset import catalogue
 
-    console.print(catalogue_table(deployment_of(context, storage).storage))
+    for line in catalogue(deployment_of(context, storage).storage):
+        print(line)
 
 
 @data.command()

@@ -27,24 +27,28 @@ BINS, BAR = 10, 40  # of the histogram in a terminal; characters of its longest 
 PICTURES = (".png", ".svg", ".pdf")
 
 
-def catalogue_table(storage: Storage) -> RenderableType:
-    """The data sets of the catalogue, one row each."""
-    table = Table(box=SIMPLE_HEAD)
-    for heading in ("id", "environment", "size", "state"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "id")
-    for dataset_id, entry in CATALOG.items():
-        table.add_row(dataset_id, entry.env_id, *_size_and_state(dataset_id, entry, storage))
-    return Group(table, "and minari/ID, file:PATH")
+def catalogue(storage: Storage) -> list[str]:
+    """The data sets of the catalogue, a line each: id, environment, size, state."""
+    rows = [
+        (dataset_id, entry.env_id, *_size_and_state(dataset_id, entry, storage))
+        for dataset_id, entry in CATALOG.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return [*lines, "minari/ID and file:PATH are others"]
 
 
 def _size_and_state(dataset_id: str, entry: Bundled | D4RL, storage: Storage) -> tuple[str, str]:
     if isinstance(entry, D4RL):
         there = bool(d4rl.present(dataset_id, storage))
-        size = in_bytes(entry.bytes) if entry.bytes is not None else "not known yet"
-        return size, "at hand" if there else "downloaded on first use"
+        size = in_bytes(entry.bytes) if entry.bytes is not None else "not known"
+        return size, "at hand" if there else "to download"
     spec = resolve(dataset_id)
-    state = "at hand" if at_hand(spec, storage) else "generated on first use"
-    return f"{spec.size:,} transitions", state
+    state = "at hand" if at_hand(spec, storage) else "to generate"
+    return f"{spec.size:,} rows", state
 
 
 def describe(spec: DatasetSpec, data: OfflineDataset) -> RenderableType:

@@ -228,27 +228,19 @@ def test_commands_exist_with_their_options(line):
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory):
     """What `sweeps/quickstart.yaml` leaves behind, made in a moment: nothing of it has learned."""
-    import numpy as np
     import pandas as pd
     import torch
 
     from algorithms.data import hdf5
     from algorithms.data.bundled.source import cache_name
     from algorithms.mopo.agent import MOPO
+    from algorithms.online.collect import collect
     from algorithms.sac.agent import Context, RewardScale
     from algorithms.sac.networks import SACNetworks
     from algorithms.training import checkpoint as files
 
     storage = Storage(tmp_path_factory.mktemp("docs") / "outputs")
-    random = np.random.default_rng(0)
-    data = hdf5.OfflineDataset(
-        obs=random.normal(size=(20, 11)).astype(np.float32),
-        action=random.uniform(-1, 1, size=(20, 3)).astype(np.float32),
-        reward=np.ones(20, dtype=np.float32),
-        next_obs=random.normal(size=(20, 11)).astype(np.float32),
-        terminal=(np.arange(20) % 10 == 9).astype(np.float32),
-        timeout=np.zeros(20, dtype=bool),
-    )
+    data = collect("hopper/medium", None, 300, processes=1).data
     # Under the name of the generated data set, whose arrays are checked against their own hash.
     attributes = {"env": "Hopper-v4", "arrays_sha256": arrays_sha256(data)}
     name = cache_name(resolve("bundled/hopper-medium-replay"))

@@ -265,8 +265,10 @@ def test_of_ten_processes_one_downloads(server, tmp_path, monkeypatch, script):
     server.scripts["origin"] = list(script)
     monkeypatch.setattr(d4rl, "ADDRESSES", (server.url("origin", "{file}"),))
     monkeypatch.setattr(d4rl, "SIGNATURE", CONTENT[:8])
-    monkeypatch.setattr(d4rl.hdf5, "read", lambda path: None)
-    monkeypatch.setattr(d4rl, "understand", lambda columns, env, env_id: None)
+    understood = SimpleNamespace(data=None, derived=(), notes=())
+    monkeypatch.setattr(d4rl, "read_files", lambda paths: [])  # bytes that are no HDF5
+    monkeypatch.setattr(d4rl, "understand", lambda columns, env, env_id: understood)
+    monkeypatch.setattr(d4rl, "warnings_of", lambda dataset_id, evidence: ())
     monkeypatch.delenv("ORCHESTRATOR_DATA", raising=False)
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(10)

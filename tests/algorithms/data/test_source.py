@@ -48,7 +48,7 @@ def test_another_source_is_one_module_and_one_row(noise, tmp_path):
 def test_a_name_that_no_source_knows_is_told_with_those_that_are(dataset_id):
     with pytest.raises(UserError) as error:
         source.resolve(dataset_id)
-    assert f"unknown data set {dataset_id!r}: one of bundled/hopper-medium" in str(error.value)
+    assert f"unknown data set {dataset_id!r}: one of bundled/" in str(error.value)
     assert "file:PATH" in str(error.value)
 
 

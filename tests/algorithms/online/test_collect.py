@@ -141,7 +141,7 @@ def test_no_two_uses_of_random_states_share_a_stream():
 @pytest.mark.parametrize(
     ("policy", "env_id", "message"),
     [
-        ("hopper/best", None, "unknown policy 'hopper/best': one of hopper/expert, hopper/medium"),
+        ("hopper/best", None, "unknown policy 'hopper/best': one of double-pendulum/expert, "),
         ("hopper/medium", "Walker2d-v4", "was trained in Hopper-v4, not Walker2d-v4"),
         ("hopper/medium", "Hoper-v4", "unknown env 'Hoper-v4'"),
         ("EXPORTED", None, "medium.pt2 does not say where it acts: give env"),
