@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Each worker starts Rays of its own, one after the other: memory for one more, or for one less.
+TEST_WORKERS ?= 2
 
 .PHONY: help install demo test lint ends bench ui
 
@@ -27,7 +29,7 @@ demo: $(INSTALLED)
 	$(BIN)/orchestrator run sweeps/quickstart.yaml --storage outputs
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_WORKERS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
