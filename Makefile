@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Each worker starts Rays of its own, one after the other: memory for one more, or for one less.
+# Tests start Ray clusters of their own: a worker needs some 2 GB of memory.
 TEST_WORKERS ?= 2
 
 .PHONY: help install demo test lint ends bench ui
