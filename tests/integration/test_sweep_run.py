@@ -13,7 +13,7 @@ import torch
 from mlflow import MlflowClient
 
 from algorithms.data import hdf5
-from algorithms.data.source import load
+from algorithms.data.source import load, resolve
 from algorithms.dynamics.store import read_ensemble, stack_ensembles
 from algorithms.storage import Storage
 from algorithms.training.checkpoint import CHECKPOINT_FORMAT
@@ -200,10 +200,11 @@ def test_more_epochs_continue_every_seed_where_it_stands(extended, first, sweep_
 def test_an_ensemble_that_diverges_takes_along_only_the_trials_that_need_it(
     new_storage, sweep_file, command_line, data_file, tmp_path
 ):
-    data = hdf5.read(data_file, "Hopper-v4")
+    data = load(resolve(f"file:{data_file}", env="Hopper-v4"), Storage(tmp_path))
     huge = tmp_path / "huge.hdf5"
     huge.write_bytes(hdf5.encode(data._replace(reward=data.reward + np.float32(1e25)), {}))
     entries = [{"id": f"file:{path}", "env": "Hopper-v4"} for path in (huge, data_file)]
+    entries[0]["allow"] = ["returns", "physics"]
     storage = new_storage()
     file = sweep_file("half", datasets=entries, grid={"penalty": ["max_std"]}, seeds=1)
     ran = command_line(storage)("run", file)

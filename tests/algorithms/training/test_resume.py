@@ -9,6 +9,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from algorithms.data import hdf5, source
+from algorithms.data.checks import CHECKS
 from algorithms.dynamics.service import train_ensemble
 from algorithms.dynamics.spec import EnsembleSpec
 from algorithms.dynamics.store import read_ensemble
@@ -164,7 +165,7 @@ def spec(tmp_path):
     )
     path = tmp_path / "data.hdf5"
     path.write_bytes(hdf5.encode(data, {}))
-    dataset = source.resolve(f"file:{path}", env="Hopper-v4")
+    dataset = source.resolve(f"file:{path}", env="Hopper-v4", allow=list(CHECKS))
     return EnsembleSpec(dataset=dataset, settings=SMALL, seed=4)
 
 
@@ -192,9 +193,9 @@ def test_an_interrupted_ensemble_is_published_as_if_it_had_not_been(tmp_path, sp
 def test_an_ensemble_that_diverged_is_not_published(tmp_path, spec):
     # Rewards whose square overflows: no member ever has a finite error on the holdout.
     path = tmp_path / "huge.hdf5"
-    data = hdf5.read(tmp_path / "data.hdf5", "Hopper-v4")
+    data = source.load(spec.dataset, Storage(tmp_path))
     path.write_bytes(hdf5.encode(data._replace(reward=data.reward + np.float32(1e25)), {}))
-    dataset = source.resolve(f"file:{path}", env="Hopper-v4")
+    dataset = source.resolve(f"file:{path}", env="Hopper-v4", allow=list(CHECKS))
     huge = spec.model_copy(update={"dataset": dataset})
     with pytest.raises(UserError, match="diverged: lower dynamics_lr"):
         list(train_ensemble(huge, Storage(tmp_path)))
