@@ -29,7 +29,7 @@ demo: $(INSTALLED)
 	$(BIN)/orchestrator run sweeps/quickstart.yaml --storage outputs
 
 test: $(INSTALLED)
-	$(BIN)/pytest -n $(TEST_WORKERS)
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
