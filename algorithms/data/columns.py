@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from rich.filesize import decimal
 
 from algorithms.data.dataset import OfflineDataset
 from algorithms.environments.table import Environment
@@ -239,18 +240,9 @@ def refuse_beyond_memory(where: str, size: int) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > MOST_OF_MEMORY * memory:
         raise UserError(
-            f"{where} holds {in_bytes(size)}, and this machine has {in_bytes(memory)} of memory, "
+            f"{where} holds {decimal(size)}, and this machine has {decimal(memory)} of memory, "
             f"of which data may take {MOST_OF_MEMORY:.0%}: give a part of it"
         )
-
-
-def in_bytes(size: float) -> str:
-    """A size for a reader: `75.9 MB`."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} GB"
 
 
 def one_line(error: Exception) -> str:

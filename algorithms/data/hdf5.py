@@ -18,8 +18,9 @@ from typing import Any
 
 import h5py
 import numpy as np
+from rich.filesize import decimal
 
-from algorithms.data.columns import NAMES, Columns, in_bytes, one_line
+from algorithms.data.columns import NAMES, Columns, one_line
 from algorithms.data.dataset import OfflineDataset
 from algorithms.errors import UserError
 from algorithms.storage import is_file
@@ -164,7 +165,7 @@ def _check_size(path: Path, columns: list[h5py.Dataset]) -> int:
         if size > MOST_COMPRESSED * stored + 4096:
             raise UserError(
                 f"{path}: {column.name.lstrip('/')} declares {len(column):,} rows "
-                f"({in_bytes(size)}), but the file holds {in_bytes(stored)} of them: it is "
+                f"({decimal(size)}), but the file holds {decimal(stored)} of them: it is "
                 "damaged, or was never written to the end"
             )
         declared += size

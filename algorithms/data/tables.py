@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
+from rich.filesize import decimal
 
-from algorithms.data.columns import NAMES, Columns, in_bytes, one_line
+from algorithms.data.columns import NAMES, Columns, one_line
 from algorithms.errors import UserError
 
 VALUE_BYTES = 8  # of a value in memory at most
@@ -63,8 +64,8 @@ def npz_bytes(path: Path) -> int:
                 size = math.prod(shape) * dtype.itemsize
                 if size > info.file_size:
                     raise UserError(
-                        f"{path}: {info.filename} declares {in_bytes(size)}, but holds "
-                        f"{in_bytes(info.file_size)}: it is damaged"
+                        f"{path}: {info.filename} declares {decimal(size)}, but holds "
+                        f"{decimal(info.file_size)}: it is damaged"
                     )
                 total += size
     except (OSError, ValueError, BadZipFile, EOFError, KeyError) as error:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from algorithms.data import d4rl
 from algorithms.data.catalog import CATALOG, D4RL, Bundled
 from algorithms.data.checks import Evidence, warnings_of
-from algorithms.data.columns import in_bytes
 from algorithms.data.dataset import OfflineDataset
 from algorithms.data.source import at_hand, resolve
 from algorithms.data.spec import DatasetSpec
@@ -44,7 +44,7 @@ def catalogue(storage: Storage) -> list[str]:
 def _size_and_state(dataset_id: str, entry: Bundled | D4RL, storage: Storage) -> tuple[str, str]:
     if isinstance(entry, D4RL):
         there = bool(d4rl.present(dataset_id, storage))
-        size = in_bytes(entry.bytes) if entry.bytes is not None else "not known"
+        size = decimal(entry.bytes) if entry.bytes is not None else "not known"
         return size, "at hand" if there else "to download"
     spec = resolve(dataset_id)
     state = "at hand" if at_hand(spec, storage) else "to generate"
@@ -59,7 +59,7 @@ def describe(spec: DatasetSpec, data: OfflineDataset) -> RenderableType:
     terminated = data.terminal[ends - 1] > 0
     rows = {
         "environment": spec.env_id,
-        "transitions": f"{len(data.reward):,} ({in_bytes(data.nbytes)} in memory)",
+        "transitions": f"{len(data.reward):,} ({decimal(data.nbytes)} in memory)",
         "episodes": f"{len(ends):,} complete, {lengths.mean():.0f} steps on average, "
         f"{lengths.min()} to {lengths.max()}",
         "ended": f"{terminated.mean():.1%} by the task, the others by a time limit or the end of "

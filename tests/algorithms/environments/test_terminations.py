@@ -14,6 +14,8 @@ def healthy(env_id: str) -> torch.Tensor:
     obs[0] = 1.25
     if env_id == "AdroitHandPen-v1":
         obs[26] = 0.2
+    if env_id == "InvertedDoublePendulum-v4":
+        obs[3:5] = 1.0  # cosines of upright poles
     return obs
 
 
