@@ -37,6 +37,8 @@ def test_every_sweep_fits_and_names_it_for_editors(file):
         {"grid": {"penalty": ["none", "of_a_plugin"], "algorithm": ["mopo", "combo"]}},
         {"variants": {"a b": {"algorithm": "sac"}}, "trackers": ["mlflow", "files"]},
         {"datasets": ["file:/x.hdf5", {"id": "d4rl/hopper-medium-v2"}], "seeds": [3, 5]},
+        {"datasets": ["minari/D4RL/pen/human-v2", "hopper-medium-v2"]},
+        {"datasets": [{"id": ["file:a.npz", "file:b.npz"], "actions": "clip", "allow": ["flags"]}]},
     ],
     ids=str,
 )
@@ -54,6 +56,7 @@ def test_what_a_sweep_may_say_is_accepted(keys):
         ({"grid": {"beta": ["learnt"]}}, ["grid", "beta", 0]),
         ({"variants": {"a": {"algorthm": "sac"}}}, ["variants", "a"]),
         ({"datasets": ["hopper-medium"]}, ["datasets", 0]),
+        ({"datasets": [{"id": "file:x.npz", "actions": "cut"}]}, ["datasets", 0]),
         ({"seeds": 0}, ["seeds"]),
         ({"device": "gpu"}, ["device"]),
         ({"trackers": ["wandb"]}, ["trackers", 0]),
