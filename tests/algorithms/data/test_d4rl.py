@@ -333,3 +333,25 @@ def test_what_is_missing_is_known_without_torch_and_ray():
         "sys.exit(bool({'torch', 'ray'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_derived_of_a_file_without_a_pin_is_recorded_with_it(storage, home):
+    """Adroit's files have no next observations."""
+    path = write(home / ".d4rl" / "datasets" / RANDOM_FILE)
+    with h5py.File(path, "a") as file:
+        del file["next_observations"]
+    kept = Storage(storage)
+    spec = resolve(RANDOM, storage=kept)
+    assert spec.content_hash != file_sha256(path)
+    assert any("has no next_observations: derived" in note for note in spec.notes)
+    assert len(load(spec, kept).reward) == 10  # twelve rows, two episodes
+    assert resolve(RANDOM, storage=kept) == spec  # from the lock file
+
+
+def test_a_cut_off_file_without_a_pin_says_what_to_do(storage, home):
+    path = write(home / ".d4rl" / "datasets" / RANDOM_FILE)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(
+        UserError, match=r"cannot be read as HDF5.*: delete .*, and it is downloaded"
+    ):
+        resolve(RANDOM, storage=Storage(storage))
