@@ -1,3 +1,8 @@
+"""What the tests of data share; the helpers themselves lie beside them."""
+
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +11,9 @@ from algorithms.data import hdf5
 from algorithms.data.bundled.generate import generate
 from algorithms.data.bundled.source import make_recipe
 from algorithms.data.catalog import CATALOG
+
+# For `file_server` and `small_files`.
+sys.path.append(str(Path(__file__).parent))
 
 # Batches here are tiny: a second thread costs more than it brings.
 torch.set_num_threads(1)

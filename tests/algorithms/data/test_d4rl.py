@@ -10,9 +10,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
-
 from file_server import FileServer
 
 from algorithms.data import d4rl

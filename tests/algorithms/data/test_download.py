@@ -6,18 +6,13 @@ import io
 import multiprocessing
 import os
 import re
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from file_server import FileServer
 from rich.console import Console
 from rich.progress import Progress
-
-sys.path.append(str(Path(__file__).parent))
-
-from file_server import FileServer
 
 from algorithms.data import d4rl, download
 from algorithms.data.download import Patience, Wanted, fetch
